@@ -1,0 +1,217 @@
+"""Owns every setting of one training as frozen dataclasses that refuse bad values on construction.
+
+Field names are the parameter names of a search space: `network.channels` in a YAML file is
+`NetworkConfig.channels` here. Does not read files; `search/config.py` does.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+Size = tuple[int, int]
+Input = Literal["complex", "magnitude"]
+Padding = Literal["half", "valid"]
+LrSchedule = Literal["constant", "cosine"]
+Normalization = Literal["none", "rms"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class ConfigError(ValueError):
+    """A setting breaks its rule; the message names the key, the rule and the value."""
+
+
+def _require(holds: bool, key: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{key} {rule}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontendConfig:
+    """Waveform to spectrum (paper section IV-B: 64 ms window, 32 ms hop, 64 frames)."""
+
+    sample_rate: int = 16000  # Hz; clips at another rate are resampled when packed
+    n_fft: int = 1024  # samples; also the length of the Hann window
+    hop: int = 512  # samples
+    n_frames: int = 64  # STFT columns of one crop
+    normalization: Normalization = "none"  # "rms" scales each crop to a root mean square of 1
+
+    def __post_init__(self) -> None:
+        _require(self.sample_rate > 0, "frontend.sample_rate", "must be > 0 Hz", self.sample_rate)
+        _require(self.n_fft >= 16, "frontend.n_fft", "must be >= 16 samples", self.n_fft)
+        _require(
+            0 < self.hop <= self.n_fft,
+            "frontend.hop",
+            f"must be in 1..n_fft ({self.n_fft})",
+            self.hop,
+        )
+        _require(self.n_frames >= 1, "frontend.n_frames", "must be >= 1", self.n_frames)
+
+    @property
+    def n_bins(self) -> int:
+        """Rows of the spectrum, DC and Nyquist included."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def crop_samples(self) -> int:
+        """Samples that `n_frames` uncentred frames span: 33,280 (2.08 s) for the paper."""
+        return (self.n_frames - 1) * self.hop + self.n_fft
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The complex network; the defaults are Table I of Kim, Ho and Kang (EUSIPCO 2021).
+
+    The encoder has `depth` complex layers. The first two use the early kernel, the others the
+    late one; all stride (2, 2) but the last, which strides (2, 1) with a kernel
+    `kernel_width_last` wide. Channels are `channels` in the first and last layer, twice that
+    between.
+    """
+
+    channels: int = 45
+    depth: int = 5
+    kernel_height_early: int = 7
+    kernel_width_early: int = 5
+    kernel_height_late: int = 5
+    kernel_width_late: int = 3
+    kernel_width_last: int = 2
+    input: Input = "complex"  # "magnitude" feeds |X| through real layers of the same shape
+    attention: bool = True
+    attention_expansion: int = 4  # width of the hidden layer over its input (paper III-B)
+    padding: Padding = "half"  # "half" is (k-1)//2 and 2 rows in the branches; the paper is silent
+    bias: bool = False  # in the encoder's convolutions; batch norm follows, so it changes nothing
+
+    def __post_init__(self) -> None:
+        _require(self.channels >= 1, "network.channels", "must be >= 1", self.channels)
+        _require(self.depth >= 3, "network.depth", "must be >= 3", self.depth)
+        for name in (
+            "kernel_height_early",
+            "kernel_width_early",
+            "kernel_height_late",
+            "kernel_width_late",
+            "kernel_width_last",
+        ):
+            _require(getattr(self, name) >= 1, f"network.{name}", "must be >= 1", getattr(self, name))
+        _require(
+            self.attention_expansion >= 1,
+            "network.attention_expansion",
+            "must be >= 1",
+            self.attention_expansion,
+        )
+
+    @property
+    def layers(self) -> tuple[tuple[int, Size, Size], ...]:
+        """(channels, kernel (F, T), stride (F, T)) of each encoder layer, Table I for defaults."""
+        early = (self.kernel_height_early, self.kernel_width_early)
+        late = (self.kernel_height_late, self.kernel_width_late)
+        last = (self.kernel_height_late, self.kernel_width_last)
+        middle = [
+            (2 * self.channels, early if i == 1 else late, (2, 2)) for i in range(1, self.depth - 1)
+        ]
+        return ((self.channels, early, (2, 2)), *middle, (self.channels, last, (2, 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentations of the training crops; each `*_p` is the chance that a crop gets it."""
+
+    mixing_p: float = 0.0  # linear combination of ids with a KL target (Giri et al. 2020)
+    mixing_alpha: float = 1.0  # concentration of the Dirichlet weights; small = nearly one id
+    mask_p: float = 0.0  # spectral masking
+    mask_bands: int = 2  # bands masked
+    mask_width: int = 8  # widest band, in bins
+    noise_p: float = 0.0  # white Gaussian noise on the waveform
+    noise_level: float = 0.05  # largest noise RMS over the crop's RMS
+    shift_p: float = 0.0  # frequency shift, zero-filled (never wrapped)
+    shift_bins: int = 2  # farthest shift
+
+    def __post_init__(self) -> None:
+        for name in ("mixing_p", "mask_p", "noise_p", "shift_p"):
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, f"augment.{name}", "must be in 0..1", value)
+        _require(self.mixing_alpha > 0, "augment.mixing_alpha", "must be > 0", self.mixing_alpha)
+        _require(self.noise_level > 0, "augment.noise_level", "must be > 0", self.noise_level)
+        for name in ("mask_bands", "mask_width", "shift_bins"):
+            value = getattr(self, name)
+            _require(value >= 1, f"augment.{name}", "must be >= 1", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation; Adam at 1e-4 is the paper's (IV-B), batch size and epochs it leaves open."""
+
+    epochs: int = 30
+    batch_size: int = 32
+    lr: float = 1e-4
+    lr_schedule: LrSchedule = "constant"  # "cosine" falls to 0 over `epochs`
+    weight_decay: float = 0.0
+    loss_weight_magnitude: float = 1.0  # of the magnitude head's cross-entropy; total has 1
+    loss_weight_complex: float = 1.0
+    precision: Precision = "auto"  # "auto" is bf16 where the hardware multiplies it, else fp32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "train.epochs", "must be >= 1", self.epochs)
+        _require(self.batch_size >= 2, "train.batch_size", "must be >= 2", self.batch_size)
+        _require(self.lr > 0, "train.lr", "must be > 0", self.lr)
+        for name in ("weight_decay", "loss_weight_magnitude", "loss_weight_complex"):
+            value = getattr(self, name)
+            _require(value >= 0, f"train.{name}", "must be >= 0", value)
+        _require(self.seed >= 0, "train.seed", "must be >= 0", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """All settings of one training."""
+
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> "TrialConfig":
+        """Build from flat dotted names (`{"network.channels": 45}`); what is absent keeps its default.
+
+        Raises:
+            ConfigError: A name is unknown, or a value has the wrong type or breaks its rule.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for name, value in params.items():
+            fields = known_params()
+            if name not in fields:
+                raise ConfigError(f"unknown parameter {name!r}; known: {', '.join(fields)}")
+            section, key = name.split(".")
+            sections.setdefault(section, {})[key] = _checked(name, value, fields[name])
+        types = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        return cls(**{name: types[name](**values) for name, values in sections.items()})  # type: ignore[operator]
+
+    def to_params(self) -> dict[str, Any]:
+        """The inverse of `from_params`, with every field."""
+        return {
+            f"{section}.{key}": value
+            for section, values in dataclasses.asdict(self).items()
+            for key, value in values.items()
+        }
+
+
+def known_params() -> dict[str, Any]:
+    """Dotted name -> annotated type of every setting."""
+    sections = (
+        ("frontend", FrontendConfig),
+        ("network", NetworkConfig),
+        ("augment", AugmentConfig),
+        ("train", TrainConfig),
+    )
+    return {f"{name}.{f.name}": f.type for name, cls in sections for f in dataclasses.fields(cls)}
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        _require(value in get_args(kind), name, f"must be one of {list(get_args(kind))}", value)
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    _require(is_right, name, f"must be of type {kind.__name__}", value)
+    return value

@@ -1,0 +1,1 @@
+"""Distributed hyperparameter search: Ray Tune executes, Optuna proposes, MLflow shows."""
