@@ -1,0 +1,67 @@
+"""Owns the cut of the clips into splits. Decides by what a clip holds, never by where it lies.
+
+A copy of a recording under another name has the same digest, so it falls on the same side.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+from mimimi_core.clips import Clip
+
+Split = Literal["train", "holdout", "val", "test"]
+
+_HOLDOUT_SHARE = 10  # one train normal in so many is held out
+
+
+def clip_digest(raw: bytes) -> int:
+    """64-bit digest of a file's bytes."""
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
+
+
+def assign_splits(clips: Sequence[Clip], digests: Sequence[int]) -> list[Split]:
+    """The split of each clip of one machine type, in the order given.
+
+    - A labelled clip is `val` or `test` by one bit of its digest alone: it never changes sides
+      when clips are added, and each id and label is cut in about half.
+    - A train normal is `holdout` (kept from training, for thresholds and objectives without
+      labels) by its digest alone, about one in ten; an id keeps at least one clip to train on.
+    - Where the layout has no train and test folders (MIMII), an id's anomalies are labelled, and
+      so are as many of its normals, those with the smallest digests, but at most half of them.
+
+    Args:
+        clips: Any number of ids.
+        digests: `clip_digest` of each clip.
+    """
+    by_id: dict[str, list[int]] = defaultdict(list)
+    for i, clip in enumerate(clips):
+        by_id[clip.machine_id].append(i)
+    splits: list[Split] = ["train"] * len(clips)
+    for members in by_id.values():
+        labelled = _labelled(clips, digests, members)
+        train = [i for i in members if i not in labelled]
+        for i in labelled:
+            splits[i] = "val" if digests[i] & 1 else "test"
+        for i in train:
+            splits[i] = "holdout" if (digests[i] >> 1) % _HOLDOUT_SHARE == 0 else "train"
+        if train and all(splits[i] == "holdout" for i in train):
+            kept = min(digests[i] for i in train)
+            for i in train:
+                if digests[i] == kept:
+                    splits[i] = "train"
+    return splits
+
+
+def _labelled(clips: Sequence[Clip], digests: Sequence[int], members: Sequence[int]) -> set[int]:
+    """Indices of one id's clips that belong to val or test."""
+    unsplit = [i for i in members if clips[i].part == "unsplit"]
+    anomalies = [i for i in unsplit if clips[i].label]
+    normals = [i for i in unsplit if not clips[i].label]
+    labelled = {i for i in members if clips[i].part == "labelled"} | set(anomalies)
+    n_labelled = min(len(anomalies), len(normals) // 2)
+    if n_labelled:
+        # by digest, not by rank, so that two copies of a recording stay together
+        largest = sorted(digests[i] for i in normals)[n_labelled - 1]
+        labelled |= {i for i in normals if digests[i] <= largest}
+    return labelled
