@@ -1,0 +1,153 @@
+"""Figures that judge one detector: ROC per id, score histograms, confusion of ids.
+
+Pure functions from arrays to a matplotlib `Figure`: no pyplot, so no global state and no display.
+Readable in black and white: curves differ by dashes, histograms by fill, counts are written out.
+Legend: `n` clips, `K` machine ids.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import roc_auc_score, roc_curve
+
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+_COLUMNS = 4  # histograms side by side
+
+
+def roc_figure(
+    scores: np.ndarray, labels: np.ndarray, id_index: np.ndarray, machine_ids: Sequence[str]
+) -> Figure:
+    """One ROC curve per machine id, with its AUC.
+
+    Args:
+        scores: `(n,)` anomaly scores.
+        labels: `(n,)` 0 normal, 1 anomaly.
+        id_index: `(n,)` into `machine_ids`.
+        machine_ids: `K` names.
+    """
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="chance")
+    for index, machine_id in enumerate(machine_ids):
+        mine = id_index == index
+        if len(np.unique(labels[mine])) < 2:
+            axes.plot([], [], " ", label=f"{machine_id}  no AUC: {_counts(labels[mine])}")
+            continue
+        false_alarms, hits, _ = roc_curve(labels[mine], scores[mine])
+        axes.plot(
+            false_alarms,
+            hits,
+            linestyle=_DASHES[index % len(_DASHES)],
+            linewidth=1.8,
+            label=f"{machine_id}  AUC {roc_auc_score(labels[mine], scores[mine]):.3f}",
+        )
+    axes.set(xlabel="false alarm rate", ylabel="hit rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right", handlelength=3.5, frameon=True)
+    return figure
+
+
+def score_histograms(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    id_index: np.ndarray,
+    machine_ids: Sequence[str],
+    thresholds: Mapping[str, float | None],
+) -> Figure:
+    """Scores of normal and anomalous clips per machine id, and where the threshold cuts them.
+
+    Args:
+        scores: `(n,)` anomaly scores.
+        labels: `(n,)` 0 normal, 1 anomaly.
+        id_index: `(n,)` into `machine_ids`.
+        machine_ids: `K` names.
+        thresholds: By name; None or absent where an id has none.
+    """
+    columns = min(_COLUMNS, max(1, len(machine_ids)))
+    rows = -(-max(1, len(machine_ids)) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for index, (axes, machine_id) in enumerate(zip(panels, machine_ids, strict=False)):
+        mine = id_index == index
+        _histogram(axes, scores[mine], labels[mine], thresholds.get(machine_id))
+        axes.set_title(f"{machine_id}: {_counts(labels[mine])}", fontsize=9)
+    for axes in panels[len(machine_ids) :]:
+        axes.set_axis_off()
+    handles = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles)
+        )
+    figure.supxlabel("anomaly score", fontsize=10)
+    figure.supylabel("clips", fontsize=10)
+    return figure
+
+
+def id_confusion(logits: np.ndarray, id_index: np.ndarray, machine_ids: Sequence[str]) -> Figure:
+    """Which id the network takes each normal clip for; an id it confuses cannot be judged well.
+
+    Args:
+        logits: `(n, K)` mean total logits of normal clips.
+        id_index: `(n,)` true ids, into `machine_ids`.
+        machine_ids: `K` names.
+    """
+    n_ids = len(machine_ids)
+    counts = np.zeros((n_ids, n_ids), dtype=np.int64)
+    np.add.at(counts, (id_index, logits.argmax(axis=1)), 1)
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    side = 2.0 + 0.75 * n_ids
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        is_dark = shares[row, column] > 0.5
+        axes.text(
+            column, row, str(count), ha="center", va="center", color="white" if is_dark else "black"
+        )
+    names = [
+        name if total else f"{name}\n(no clips)"
+        for name, total in zip(machine_ids, totals, strict=True)
+    ]
+    axes.set_xticks(range(n_ids), machine_ids, rotation=45 if n_ids > 6 else 0)
+    axes.set_yticks(range(n_ids), names)
+    accuracy = np.trace(counts) / counts.sum() if counts.sum() else float("nan")
+    axes.set(
+        xlabel="id by the network",
+        ylabel="true id",
+        title=f"{counts.sum()} normal clips, {accuracy:.0%} right",
+    )
+    return figure
+
+
+def _histogram(axes: Axes, scores: np.ndarray, labels: np.ndarray, threshold: float | None) -> None:
+    edges = np.histogram_bin_edges(scores, bins=15).tolist()
+    if (labels == 0).any():
+        axes.hist(scores[labels == 0], edges, color="0.75", edgecolor="0.5", label="normal")
+    if (labels == 1).any():
+        axes.hist(
+            scores[labels == 1],
+            edges,
+            histtype="step",
+            hatch="////",
+            color="tab:red",
+            linewidth=1.4,
+            label="anomaly",
+        )
+    if threshold is None:
+        axes.text(0.97, 0.95, "no threshold", ha="right", va="top", transform=axes.transAxes)
+    else:
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=1.4, label="threshold")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _counts(labels: np.ndarray) -> str:
+    n_anomalies = int((labels == 1).sum())
+    return f"{len(labels) - n_anomalies} normal, {n_anomalies} anomalous"
