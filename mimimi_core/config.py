@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 Size = tuple[int, int]
-Input = Literal["complex", "magnitude"]
 Padding = Literal["half", "valid"]
 LrSchedule = Literal["constant", "cosine"]
 Normalization = Literal["none", "rms"]
@@ -75,7 +74,6 @@ class NetworkConfig:
     kernel_height_late: int = 5
     kernel_width_late: int = 3
     kernel_width_last: int = 2
-    input: Input = "complex"  # "magnitude" feeds |X| through real layers of the same shape
     attention: bool = True
     attention_expansion: int = 4  # width of the hidden layer over its input (paper III-B)
     padding: Padding = "half"  # "half" is (k-1)//2 and 2 rows in the branches; the paper is silent
@@ -91,7 +89,9 @@ class NetworkConfig:
             "kernel_width_late",
             "kernel_width_last",
         ):
-            _require(getattr(self, name) >= 1, f"network.{name}", "must be >= 1", getattr(self, name))
+            _require(
+                getattr(self, name) >= 1, f"network.{name}", "must be >= 1", getattr(self, name)
+            )
         _require(
             self.attention_expansion >= 1,
             "network.attention_expansion",
@@ -113,17 +113,21 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Augmentations of the training crops; each `*_p` is the chance that a crop gets it."""
+    """Augmentations of training crops: which kinds are on, and a crop's chance to get each."""
 
-    mixing_p: float = 0.0  # linear combination of ids with a KL target (Giri et al. 2020)
+    mixing: bool = False  # linear combination of ids with a KL target (Giri et al. 2020)
+    mixing_p: float = 0.5
     mixing_alpha: float = 1.0  # concentration of the Dirichlet weights; small = nearly one id
-    mask_p: float = 0.0  # spectral masking
-    mask_bands: int = 2  # bands masked
-    mask_width: int = 8  # widest band, in bins
-    noise_p: float = 0.0  # white Gaussian noise on the waveform
-    noise_level: float = 0.05  # largest noise RMS over the crop's RMS
-    shift_p: float = 0.0  # frequency shift, zero-filled (never wrapped)
-    shift_bins: int = 2  # farthest shift
+    mask: bool = False  # spectral masking: bands of bins set to 0 (Park et al. 2019)
+    mask_p: float = 0.5
+    mask_bands: int = 2
+    mask_width: int = 8  # bins, the widest band
+    noise: bool = False  # white Gaussian noise on the waveform
+    noise_p: float = 0.5
+    noise_level: float = 0.05  # largest RMS of the noise over the RMS of the crop
+    shift: bool = False  # frequency shift by whole bins, zero-filled
+    shift_p: float = 0.5
+    shift_bins: int = 2  # the farthest shift
 
     def __post_init__(self) -> None:
         for name in ("mixing_p", "mask_p", "noise_p", "shift_p"):
@@ -171,7 +175,7 @@ class TrialConfig:
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "TrialConfig":
-        """Build from flat dotted names (`{"network.channels": 45}`); what is absent keeps its default.
+        """Build from flat dotted names (`{"network.channels": 45}`); the rest keeps its default.
 
         Raises:
             ConfigError: A name is unknown, or a value has the wrong type or breaks its rule.

@@ -1,0 +1,167 @@
+"""A trained network with all it needs to judge a clip: two files, no pickles, no search.
+
+folder/weights.safetensors   parameters and buffers
+folder/detector.json         settings, machine type and ids, thresholds
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mimimi_core.config import ConfigError, TrialConfig
+from mimimi_core.crops import Crops
+from mimimi_core.frontend import Frontend
+from mimimi_core.network import ComplexNetwork, build_network
+from mimimi_core.precision import pick_device, use_bf16
+from mimimi_core.scoring import Threshold, score_clips
+
+WEIGHTS, SETTINGS = "weights.safetensors", "detector.json"
+
+
+class DetectorError(ValueError):
+    """A model folder cannot be read, or is asked for what it does not know."""
+
+
+class Detector:
+    """Scores waveforms of one machine type.
+
+    Args:
+        config: Settings of the training.
+        machine_type: Such as "fan".
+        machine_ids: Ids in the order of the network's outputs.
+        thresholds: Decision level per id; None where no held-out normals allowed one.
+        network: The trained network.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrialConfig,
+        machine_type: str,
+        machine_ids: Sequence[str],
+        thresholds: dict[str, Threshold | None],
+        network: ComplexNetwork,
+    ) -> None:
+        self.config = config
+        self.machine_type = machine_type
+        self.machine_ids = tuple(machine_ids)
+        self.thresholds = thresholds
+        self.device = pick_device()
+        self.network = network.to(self.device).eval()
+        self._frontend = Frontend(config.frontend).to(self.device)
+
+    def save(self, folder: Path) -> None:
+        """Write both files, the settings last: a folder with settings is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.network.state_dict(), folder / f".{WEIGHTS}.tmp")
+        (folder / f".{WEIGHTS}.tmp").replace(folder / WEIGHTS)
+        settings = {
+            "machine_type": self.machine_type,
+            "machine_ids": list(self.machine_ids),
+            "thresholds": {
+                machine_id: threshold and dataclasses.asdict(threshold)
+                for machine_id, threshold in self.thresholds.items()
+            },
+            "params": self.config.to_params(),
+        }
+        temporary = folder / f".{SETTINGS}.tmp"
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        temporary.replace(folder / SETTINGS)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Detector":
+        """Read what `save` wrote.
+
+        Raises:
+            DetectorError: A file is missing or damaged.
+        """
+        try:
+            settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
+            config = TrialConfig.from_params(settings["params"])
+            machine_ids = settings["machine_ids"]
+            network = build_network(config.network, len(machine_ids))
+            network.load_state_dict(load_file(folder / WEIGHTS))
+            thresholds = {
+                machine_id: Threshold(**values) if values else None
+                for machine_id, values in settings["thresholds"].items()
+            }
+            machine_type = settings["machine_type"]
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            ConfigError,
+            json.JSONDecodeError,
+            SafetensorError,
+        ) as error:
+            raise DetectorError(f"{folder} holds no readable detector: {error}") from error
+        return cls(
+            config=config,
+            machine_type=machine_type,
+            machine_ids=machine_ids,
+            thresholds=thresholds,
+            network=network,
+        )
+
+    def score(self, waveforms: Sequence[np.ndarray], machine_id: str) -> np.ndarray:
+        """Anomaly scores float64 `(n,)` of int16 waveforms `(N,)` at the detector's sample rate.
+
+        Raises:
+            DetectorError: The id is not one that the network learned.
+        """
+        if machine_id not in self.machine_ids:
+            raise DetectorError(
+                f"machine id {machine_id!r} is unknown to this {self.machine_type} model; "
+                f"it knows {', '.join(self.machine_ids)}"
+            )
+        crops = Crops.from_waveforms(list(waveforms), self.config.frontend, self.device)
+        bf16 = use_bf16(self.config.train.precision, self.device)
+        clips = np.arange(len(waveforms))
+        nll = score_clips(self.network, self._frontend, crops, clips, bf16)
+        return nll[:, self.machine_ids.index(machine_id)]
+
+    def decide(self, score: float, machine_id: str) -> str | None:
+        """Call a score "normal" or "anomaly"; None where the id has no threshold."""
+        threshold = self.thresholds[machine_id]
+        if threshold is None:
+            return None
+        return "anomaly" if score > threshold.value else "normal"
+
+
+class _Pyfunc:
+    """What `mlflow.pyfunc.load_model` returns: rows of (machine_id, waveform) to scores."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """Score a data frame with columns `machine_id` and `waveform` (floats in [-1, 1])."""
+        import pandas as pd  # only where a data frame comes in, so it is there
+
+        rows = []
+        for machine_id, waveform in zip(
+            model_input["machine_id"], model_input["waveform"], strict=True
+        ):
+            samples = np.clip(np.round(np.asarray(waveform, np.float64) * 32768), -32768, 32767)
+            score = float(self._detector.score([samples.astype(np.int16)], machine_id)[0])
+            threshold = self._detector.thresholds[machine_id]
+            rows.append(
+                {
+                    "score": score,
+                    "threshold": threshold.value if threshold else None,
+                    "decision": self._detector.decide(score, machine_id),
+                }
+            )
+        return pd.DataFrame(rows, columns=["score", "threshold", "decision"])
+
+
+def _load_pyfunc(path: str) -> _Pyfunc:
+    """Entry point of MLflow's `loader_module`."""
+    return _Pyfunc(Detector.load(Path(path)))

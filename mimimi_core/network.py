@@ -1,0 +1,123 @@
+"""The complex network with attention of Kim, Ho and Kang (EUSIPCO 2021), section III and Table I.
+
+B batch, C ids, F bins, T frames.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mimimi_core.complex_nn import ComplexConv2d, complex_magnitude
+from mimimi_core.config import ConfigError, FrontendConfig, NetworkConfig, Size
+
+
+class Logits(NamedTuple):
+    """Pooled channels of the three heads, each `(B, n_ids)`; anomaly scores read `total` alone."""
+
+    magnitude: Tensor
+    complex: Tensor
+    total: Tensor
+
+
+class ChannelAttention(nn.Module):
+    """Weights channels by their pooled content: `A(F_t) * F_t + F_t` (III-B, equation 1)."""
+
+    def __init__(self, n_channels: int, expansion: int, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(n_channels, n_channels, (3, 1), (2, 1), (padding, 0))
+        self.expand = nn.Linear(n_channels, expansion * n_channels)
+        self.reduce = nn.Linear(expansion * n_channels, n_channels)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """The attention vector `A`, `(B, n_channels)`, summing to 1."""
+        pooled = self.conv(x).mean(dim=(2, 3))
+        return torch.softmax(self.reduce(torch.relu(self.expand(pooled))).float(), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reweight `(B, n_channels, F, T)`; each channel's gain lies in 1..2."""
+        return x * (1 + self.weights(x)[:, :, None, None])
+
+
+class ComplexNetwork(nn.Module):
+    """Encoder of complex layers, a magnitude and a complex branch, attention, three heads."""
+
+    def __init__(self, config: NetworkConfig, n_ids: int) -> None:
+        super().__init__()
+        halved = config.padding == "half"
+        blocks: list[nn.Module] = []
+        n_in = 1
+        for n_out, kernel, stride in config.layers:
+            padding: Size = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if halved else (0, 0)
+            blocks += [
+                ComplexConv2d(n_in, n_out, kernel, stride, padding, config.bias),
+                nn.BatchNorm2d(2 * n_out),
+                nn.PReLU(2 * n_out),
+            ]
+            n_in = n_out
+        self.encoder = nn.Sequential(*blocks)
+        branch_padding = (2, 0) if halved else (0, 0)
+        self.magnitude_conv = nn.Conv2d(n_in, n_ids, (5, 1), (2, 1), branch_padding)
+        # C channels of F_t come from here, so Table I's "Complex conv2d" is a real
+        # convolution over both parts: attention then has the 2C = 8 channels of the table.
+        self.complex_conv = nn.Conv2d(2 * n_in, n_ids, (5, 1), (2, 1), branch_padding)
+        self.attention = (
+            ChannelAttention(2 * n_ids, config.attention_expansion, padding=int(halved))
+            if config.attention
+            else nn.Identity()
+        )
+        self.total_conv = nn.Conv2d(2 * n_ids, n_ids, 1)
+
+    def forward(self, spectrum: Tensor) -> Logits:
+        """Logits of `(B, 2, F, T)` float32 (real, imaginary)."""
+        encoded = self.encoder(spectrum.contiguous(memory_format=torch.channels_last))
+        by_magnitude = self.magnitude_conv(complex_magnitude(encoded))
+        by_complex = self.complex_conv(encoded)
+        fused = self.attention(torch.cat([by_magnitude, by_complex], dim=1))
+        total = self.total_conv(fused)
+        return Logits(
+            *(head.float().mean(dim=(2, 3)) for head in (by_magnitude, by_complex, total))
+        )
+
+
+def build_network(config: NetworkConfig, n_ids: int) -> ComplexNetwork:
+    """The network for `n_ids` machine ids of one type; with the defaults, the paper's."""
+    if n_ids < 2:
+        raise ConfigError(
+            f"id classification needs at least 2 machine ids of a type, got {n_ids}: "
+            "add recordings of a sister machine"
+        )
+    network = ComplexNetwork(config, n_ids)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+class Cost(NamedTuple):
+    """What one network costs, whatever the machine."""
+
+    n_parameters: int
+    macs: int  # multiply-accumulates of one crop's forward pass
+
+
+def network_cost(network: NetworkConfig, frontend: FrontendConfig, n_ids: int) -> Cost:
+    """Count without computing: torch's FLOP counter over tensors that have no storage.
+
+    Raises:
+        ConfigError: A crop is too small for this depth and these kernels.
+    """
+    with torch.device("meta"):
+        model = build_network(network, n_ids)
+        crop = torch.empty(1, 2, frontend.n_bins, frontend.n_frames)
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model(crop)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"a crop of {frontend.n_bins} x {frontend.n_frames} (bins x frames) is too small for "
+            f"network.depth {network.depth} with padding {network.padding!r}: raise "
+            f"frontend.n_frames or lower the depth ({error})"
+        ) from error
+    n_parameters = sum(p.numel() for p in model.parameters())
+    return Cost(n_parameters, counter.get_total_flops() // 2)

@@ -1,0 +1,29 @@
+"""Which device trains, and whether it multiplies bfloat16 in hardware."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from mimimi_core.config import Precision
+
+
+def pick_device() -> torch.device:
+    """The first visible GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_bf16(precision: Precision, device: torch.device) -> bool:
+    """Resolve "auto": bf16 on GPUs that have it and on CPUs with AMX tiles, else fp32.
+
+    Elsewhere bf16 is emulated and several times slower than fp32.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
+    """Context in which matrix work runs in bfloat16, or plainly."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

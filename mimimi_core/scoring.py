@@ -1,0 +1,92 @@
+"""Anomaly scores of clips, and thresholds from normal clips.
+
+`anomaly_score` = mean over the deterministic windows of a clip of `-log softmax(total)[its id]`
+(paper section III; higher is more anomalous).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import gamma
+from torch import nn
+
+from mimimi_core.crops import Crops, window_offsets
+from mimimi_core.precision import autocast
+
+WINDOWS_PER_BATCH = 64
+FALSE_ALARM_RATE = 0.1  # DCASE Task 2 baselines: 90th percentile of a gamma fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipScores:
+    """Scores of some clips of a pack."""
+
+    clips: np.ndarray  # int64 (n,) indices into the pack
+    id_index: np.ndarray  # int64 (n,) the id each clip claims
+    nll: np.ndarray  # float64 (n, C) mean over windows of -log softmax(total), for every id
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Anomaly scores float64 `(n,)`."""
+        return np.asarray(self.nll[np.arange(len(self.clips)), self.id_index])
+
+
+def score_clips(
+    network: nn.Module, frontend: nn.Module, crops: Crops, clips: np.ndarray, bf16: bool
+) -> np.ndarray:
+    """Mean negative log-likelihood of every id over the windows of each clip.
+
+    Args:
+        network: In evaluation mode on the device of `frontend`.
+        frontend: Waveforms to spectra.
+        crops: Holds the clips.
+        clips: int64 `(n,)` indices into `crops`.
+        bf16: Multiply in bfloat16.
+
+    Returns:
+        float64 `(n, C)`.
+    """
+    device = next(network.parameters()).device
+    offsets = [window_offsets(int(crops.lengths[clip]), crops.config) for clip in clips]
+    counts = np.array([len(o) for o in offsets])
+    clip_of_window = torch.from_numpy(np.repeat(clips, counts)).to(device)
+    offset_of_window = torch.tensor([o for per_clip in offsets for o in per_clip], device=device)
+    nll = []
+    with torch.inference_mode(), autocast(device, bf16):
+        for first in range(0, len(clip_of_window), WINDOWS_PER_BATCH):
+            batch = slice(first, first + WINDOWS_PER_BATCH)
+            spectrum = frontend(crops.at(clip_of_window[batch], offset_of_window[batch]))
+            nll.append(-torch.log_softmax(network(spectrum).total.float(), dim=1))
+    values = torch.cat(nll).double().cpu().numpy()
+    sums = np.add.reduceat(values, np.cumsum(counts) - counts, axis=0)
+    return np.asarray(sums / counts[:, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Decision level of one id: a score above it is called an anomaly."""
+
+    value: float
+    false_alarm_rate: float  # share of normal clips that are to exceed it
+    n_normals: int  # held-out normal clips behind the fit
+
+
+def fit_threshold(
+    normal_scores: Sequence[float] | np.ndarray, false_alarm_rate: float = FALSE_ALARM_RATE
+) -> Threshold | None:
+    """Quantile of a gamma distribution fitted to scores of held-out normals, as DCASE baselines do.
+
+    Returns:
+        None where fewer than two different scores leave nothing to fit.
+    """
+    scores = np.asarray(normal_scores, dtype=np.float64)
+    if len(np.unique(scores)) < 2:
+        return None
+    shape, _, scale = gamma.fit(np.maximum(scores, 1e-12), floc=0)
+    return Threshold(
+        value=float(gamma.ppf(1 - false_alarm_rate, shape, scale=scale)),
+        false_alarm_rate=false_alarm_rate,
+        n_normals=len(scores),
+    )

@@ -1,0 +1,269 @@
+"""Reads a space file (YAML) into typed, frozen objects; every mistake is refused with its path.
+
+Keys of `parameters` are the field names of `mimimi_core.config` with a dot.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mimimi_core.config import ConfigError, TrialConfig, known_params
+
+Scalar = bool | int | float | str
+# The study sets these itself, so they are no parameters.
+STUDY_OWNED = {
+    "train.epochs": "study.epochs",
+    "train.seed": "study.seed",
+    "frontend.sample_rate": "the rate at which clips are packed, 16 kHz",
+}
+
+
+class SpaceError(ValueError):
+    """A space file or an option breaks its rule; the message names file, key, rule and value."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Parameter(_Model):
+    when: dict[str, Scalar] = {}  # earlier parameters and the values that make this one active
+
+
+class FloatParameter(_Parameter):
+    """A real number in low..high."""
+
+    kind: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "FloatParameter":
+        _check_range(self.low, self.high, self.log, self.step)
+        return self
+
+
+class IntParameter(_Parameter):
+    """A whole number in low..high."""
+
+    kind: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+    step: int | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "IntParameter":
+        _check_range(self.low, self.high, self.log, self.step)
+        return self
+
+
+class CategoricalParameter(_Parameter):
+    """One of several values without an order."""
+
+    kind: Literal["categorical"]
+    choices: list[Scalar] = Field(min_length=1)
+
+    @field_validator("choices")
+    @classmethod
+    def _distinct(cls, choices: list[Scalar]) -> list[Scalar]:
+        if len({(type(c), c) for c in choices}) < len(choices):
+            raise ValueError(f"choices must differ, got {choices}")
+        return choices
+
+
+class BoolParameter(_Parameter):
+    """On or off."""
+
+    kind: Literal["bool"]
+
+
+class FixedParameter(_Parameter):
+    """One value for all trials."""
+
+    kind: Literal["fixed"]
+    value: Scalar
+
+
+Parameter = Annotated[
+    FloatParameter | IntParameter | CategoricalParameter | BoolParameter | FixedParameter,
+    Field(discriminator="kind"),
+]
+
+
+class SamplerConfig(_Model):
+    """Who proposes parameters."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    startup_trials: int = Field(default=10, ge=1)  # random ones before tpe models anything
+
+
+class SchedulerConfig(_Model):
+    """Who stops trials early: successive halving whose rungs are epochs, or nobody."""
+
+    name: Literal["asha", "none"] = "asha"
+    grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
+    reduction_factor: float = Field(default=3.0, gt=1)  # one in so many survives a rung
+
+
+class Resources(_Model):
+    """What one trial occupies; fractions of a GPU share it."""
+
+    cpu: float = Field(default=1.0, gt=0)
+    gpu: float = Field(default=0.0, ge=0)
+
+
+class StudySettings(_Model):
+    """Budgets, per machine type."""
+
+    trials: int = Field(ge=1)
+    epochs: int = Field(ge=1)  # most epochs of a trial
+    seed: int = Field(default=0, ge=0)
+
+
+class SpaceFile(_Model):
+    """A whole space file."""
+
+    study: StudySettings
+    resources: Resources = Resources()
+    sampler: SamplerConfig = SamplerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    parameters: dict[str, Parameter]
+
+    @model_validator(mode="after")
+    def _check(self) -> "SpaceFile":
+        if self.scheduler.name == "asha" and self.scheduler.grace_epochs > self.study.epochs:
+            raise ValueError(
+                f"scheduler.grace_epochs must be <= study.epochs ({self.study.epochs}), "
+                f"got {self.scheduler.grace_epochs}"
+            )
+        seen: dict[str, Parameter] = {}
+        for name, parameter in self.parameters.items():
+            _check_name(name)
+            for needed, value in parameter.when.items():
+                _check_condition(name, needed, value, seen)
+            for value in boundary_values(parameter):
+                _check_value(name, value)
+            seen[name] = parameter
+        return self
+
+
+def load_space(path: Path, overrides: dict[str, Any] | None = None) -> SpaceFile:
+    """Read and check a space file.
+
+    Args:
+        path: The YAML file.
+        overrides: Values that replace those of its `study` section.
+
+    Raises:
+        SpaceError: In one line: the file, the key, the rule and the value.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except OSError as error:
+        raise SpaceError(f"--space {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise SpaceError(f"{path} must hold the keys study and parameters, got {raw!r}")
+    if overrides and isinstance(raw.get("study"), dict):
+        raw["study"] |= overrides
+    try:
+        return SpaceFile.model_validate(raw)
+    except ValidationError as error:
+        raise SpaceError(f"{path}: {_first_error(error)}") from error
+
+
+def boundary_values(parameter: Parameter) -> list[Scalar]:
+    """The extreme or only values of a parameter: what holds for them holds between."""
+    match parameter:
+        case FloatParameter() | IntParameter():
+            return [parameter.low, parameter.high]
+        case CategoricalParameter():
+            return list(parameter.choices)
+        case BoolParameter():
+            return [False, True]
+        case FixedParameter():
+            return [parameter.value]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets a later key silently replace an earlier one; we do not."""
+
+
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.YAMLError(f"key {key!r} stands twice{node.start_mark}")
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"low and high must be finite, got {low} and {high}")
+    if low > high:
+        raise ValueError(f"low must be <= high, got low {low} and high {high}")
+    if log and low <= 0:
+        raise ValueError(f"low must be > 0 when log is true, got {low}")
+    if step is not None and step <= 0:
+        raise ValueError(f"step must be > 0, got {step}")
+    if log and step is not None:
+        raise ValueError(f"step cannot be combined with log, got step {step}")
+
+
+def _check_name(name: str) -> None:
+    if name in STUDY_OWNED:
+        raise ValueError(f"parameters.{name} cannot be searched: it is {STUDY_OWNED[name]}")
+    known = [key for key in known_params() if key not in STUDY_OWNED]
+    if name not in known:
+        raise ValueError(f"parameters.{name} is no parameter; known are {', '.join(known)}")
+
+
+def _check_condition(name: str, needed: str, value: Scalar, seen: dict[str, Parameter]) -> None:
+    if needed not in seen:
+        raise ValueError(
+            f"parameters.{name}.when must name a parameter listed before it, got {needed!r}"
+        )
+    kind = seen[needed]
+    if isinstance(kind, (FloatParameter, IntParameter)):
+        raise ValueError(
+            f"parameters.{name}.when must name a bool, categorical or fixed parameter; "
+            f"{needed} is {kind.kind}"
+        )
+    possible = boundary_values(kind)
+    if not any(type(value) is type(p) and value == p for p in possible):
+        raise ValueError(
+            f"parameters.{name}.when: {needed} must be one of {possible}, got {value!r}"
+        )
+
+
+def _check_value(name: str, value: Scalar) -> None:
+    try:
+        TrialConfig.from_params({name: value})
+    except ConfigError as error:
+        # A rule that relates two settings (hop <= n_fft) can only be judged for a whole trial.
+        if "n_fft (" not in str(error):
+            raise ValueError(f"parameters.{error}") from error
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    kinds = {"float", "int", "categorical", "bool", "fixed"}
+    key = ".".join(str(part) for part in first["loc"] if part not in kinds)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if first["type"] == "extra_forbidden":
+        return f"{key} is no known key"
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, got {first['input']!r}"

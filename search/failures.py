@@ -1,0 +1,30 @@
+"""What each way of failing means for a trial. Who retries what:
+
+| what happens | trial ends as | retried |
+|---|---|---|
+| loss not finite, settings that do not fit, memory exhausted, a crash in our code | FAIL, reason | no: the same settings would fail again |
+| the worker process or its node dies | continues from its last epoch | `WORKER_RETRIES` times, then FAIL |
+| the driver is killed, interrupted or out of time | stays RUNNING in the storage | when the command is repeated |
+"""  # noqa: D205, D400, D415, E501
+
+import traceback
+
+import torch
+
+from mimimi_core.config import ConfigError
+from mimimi_core.train import NonFiniteLossError
+
+WORKER_RETRIES = 3
+
+
+def reason_of(error: Exception) -> str:
+    """Why a trial failed, in one line; the kind comes first so that failures can be grouped."""
+    if isinstance(error, NonFiniteLossError):
+        return f"non-finite: {error}"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return f"out of memory: {' '.join(str(error).split())}"
+    if isinstance(error, ConfigError):
+        return f"infeasible: {error}"
+    where = traceback.extract_tb(error.__traceback__)
+    place = f" ({where[-1].filename.rsplit('/', 1)[-1]}:{where[-1].lineno})" if where else ""
+    return f"crash: {type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -1,0 +1,145 @@
+"""The bridge between Tune, which runs trials, and the Optuna studies, which are the truth."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from search.schedulers import PerTypeScheduler
+from search.studies import TypeStudy
+
+Config = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Whoever shows or logs trials; called in the driver after the storage was written."""
+
+    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
+        """A trial started, reported an epoch or ended."""
+
+
+class StudySearcher(Searcher):  # type: ignore[misc]
+    """Serves all machine types from one queue and books every ending correctly.
+
+    Args:
+        studies: One per machine type.
+        n_trials: Asked per machine type, those of earlier runs included.
+        build_config: (machine type, trial) -> configuration of the trainable.
+        scheduler: Knows which trials it stopped.
+        slots: How many trials may exist that are not finished; asked anew each time, so that the
+            search follows a growing cluster and still suggests late.
+        observers: Told of every change.
+    """
+
+    def __init__(
+        self,
+        studies: Mapping[str, TypeStudy],
+        *,
+        n_trials: int,
+        build_config: Callable[[str, FrozenTrial], Config],
+        scheduler: PerTypeScheduler,
+        slots: Callable[[], int],
+        observers: tuple[Observer, ...] = (),
+    ) -> None:
+        super().__init__()
+        self._studies, self._n_trials = dict(studies), n_trials
+        self._build_config, self._scheduler = build_config, scheduler
+        self._slots, self._observers = slots, observers
+        self._live: dict[str, tuple[str, int]] = {}  # Tune's trial id -> (machine type, number)
+        self._unfinished: list[tuple[str, int]] = []
+        for machine_type, study in self._studies.items():
+            for trial in study.trials():
+                if trial.state == TrialState.RUNNING:
+                    self._unfinished.append((machine_type, trial.number))
+                else:
+                    ghost = f"{machine_type}-{trial.number}"
+                    self._scheduler.replay(machine_type, trial, ghost)
+
+    def suggest(self, trial_id: str) -> Config | str | None:
+        """A configuration, None while all slots are taken, or FINISHED."""
+        if not self._unfinished and self._next_type() is None:
+            return str(Searcher.FINISHED)
+        if len(self._live) >= self._slots():
+            return None
+        machine_type, trial = self._resume() if self._unfinished else self._ask()
+        self._live[trial_id] = (machine_type, trial.number)
+        self._scheduler.replay(machine_type, trial, trial_id)
+        self._notify(machine_type, trial)
+        return self._build_config(machine_type, trial)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Store an epoch."""
+        machine_type, number = self._live[trial_id]
+        self._record(machine_type, number, result)
+        self._notify(machine_type, self._studies[machine_type].trial(number))
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Store the last epoch and how the trial ended.
+
+        A trial that neither finished nor failed nor was stopped by its scheduler was cut off by
+        the end of the run: it stays RUNNING in the storage and is taken up by the next one.
+        """
+        machine_type, number = self._live.pop(trial_id)
+        study = self._studies[machine_type]
+        if result and "failure" not in result and not error:
+            self._record(machine_type, number, result)
+        if error:
+            study.finish(number, TrialState.FAIL, reason="worker lost: its process or node died")
+        elif result and "failure" in result:
+            study.finish(number, TrialState.FAIL, reason=result["failure"])
+        elif result and result.get("is_final"):
+            study.finish(number, TrialState.COMPLETE, value=result["objective"])
+        elif result and trial_id in self._scheduler.stopped:
+            reason = f"stopped by the scheduler after epoch {result['epoch']}"
+            study.finish(number, TrialState.PRUNED, reason=reason)
+        self._notify(machine_type, study.trial(number))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the storage has it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: a new searcher reads the storage."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing to save: the storage has it."""
+
+    def _next_type(self) -> str | None:
+        """The machine type with the fewest trials among those that have budget left."""
+        counts = {name: len(study.trials()) for name, study in self._studies.items()}
+        name = min(counts, key=lambda n: counts[n])
+        return name if counts[name] < self._n_trials else None
+
+    def _ask(self) -> tuple[str, FrozenTrial]:
+        machine_type = self._next_type()
+        assert machine_type is not None
+        return machine_type, self._studies[machine_type].ask()
+
+    def _resume(self) -> tuple[str, FrozenTrial]:
+        machine_type, number = self._unfinished.pop(0)
+        return machine_type, self._studies[machine_type].resume(number)
+
+    def _record(self, machine_type: str, number: int, result: dict[str, Any]) -> None:
+        self._studies[machine_type].record_epoch(
+            number, result["epoch"], result["metrics"], result["objective"]
+        )
+
+    def _notify(self, machine_type: str, trial: FrozenTrial) -> None:
+        for observer in self._observers:
+            observer.on_trial(machine_type, trial)
+
+
+def cached(read: Callable[[], int], seconds: float) -> Callable[[], int]:
+    """Call `read` at most once in so many seconds: the control loop asks far more often."""
+    value, expires = 0, 0.0
+
+    def get() -> int:
+        nonlocal value, expires
+        if time.monotonic() >= expires:
+            value, expires = read(), time.monotonic() + seconds
+        return value
+
+    return get

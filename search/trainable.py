@@ -1,0 +1,66 @@
+"""One trial on a worker: parameters to a training, an epoch a step, a checkpoint after each."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from mimimi_core.config import TrialConfig
+from mimimi_core.pack import open_pack
+from mimimi_core.train import Training
+from search.failures import reason_of
+
+CHECKPOINT = "state.pt"
+
+
+class TrialRunner(tune.Trainable):  # type: ignore[misc]
+    """Runs whatever configuration it is reset to, so a warm worker serves trial after trial.
+
+    A configuration holds `params`, `pack` (path), `checkpoint` (folder), `threads`. Each step
+    reports `epoch`, `metrics`, `objective` and `is_final`, or `failure` with the reason.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Remember the configuration; building waits for the first step, where it may fail."""
+        self._training: Training | None = None
+        self._checkpoint = Path(config["checkpoint"]) / CHECKPOINT
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Serve the next trial in this process."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch, or report the last one again after a restart: its report may be lost."""
+        try:
+            return self._advance()
+        except Exception as error:  # noqa: BLE001 - every failure of a trial is told, none lost
+            return {"failure": reason_of(error), "done": True}
+
+    def _advance(self) -> dict[str, Any]:
+        if self._training is None:
+            torch.set_num_threads(self.config["threads"])
+            self._training = self._build()
+            if self._checkpoint.exists():
+                return self._report(self._training.restore(self._checkpoint))
+        metrics = self._training.run_epoch()
+        self._training.save(self._checkpoint, metrics)
+        return self._report(metrics)
+
+    def _build(self) -> Training:
+        config = TrialConfig.from_params(self.config["params"])
+        return Training(config, open_pack(Path(self.config["pack"])))
+
+    def _report(self, metrics: dict[str, float]) -> dict[str, Any]:
+        assert self._training is not None
+        objective = metrics[self._training.objective]
+        is_final = self._training.epoch >= self._training.config.train.epochs
+        return {
+            "epoch": self._training.epoch,
+            "metrics": metrics,
+            "objective": objective,
+            self._training.objective: objective,
+            "is_final": is_final,
+            "done": is_final,
+        }
