@@ -1,0 +1,202 @@
+"""Owns the registered models: versions with their provenance, the alias `champion`, downloads.
+
+Speaks MLflow as `search/tracking.py` does, which must be imported first: it sets MLflow up.
+"""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from time import time
+
+from search.tracking import TrackingError, open_client, shown_uri, store_errors  # isort: split
+
+import mlflow
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
+
+_DETECTOR = "detector"  # folder of the weights inside a registered model's `data`
+_REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "soundfile")
+_SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [ColSpec(DataType.string, "machine_id"), ColSpec(Array(DataType.double), "waveform")]
+    ),
+    outputs=Schema(
+        [
+            ColSpec(DataType.double, "score"),
+            ColSpec(DataType.double, "threshold", required=False),
+            ColSpec(DataType.string, "decision", required=False),
+        ]
+    ),
+)
+
+
+def model_name(machine_type: str) -> str:
+    """Name of the machine type's registered model."""
+    return f"mimimi-{machine_type}"
+
+
+class Registry:
+    """The registered models `mimimi-<machine_type>`; the one in use has the alias `champion`."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._uri = tracking_uri
+        with store_errors(tracking_uri):
+            self._client = open_client(tracking_uri)
+
+    def register(
+        self,
+        machine_type: str,
+        model_folder: Path,
+        run_id: str,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float | None],
+        *,
+        loader_module: str = "mimimi_core.detector",
+        code_path: Path | None = None,
+    ) -> int:
+        """Register a saved detector as a new version; the same weights of the same run only once.
+
+        The model is a pyfunc that carries its own code, so it can be loaded where this project is
+        not installed. Nothing in it is pickled.
+
+        Args:
+            machine_type: Gives the name of the registered model.
+            model_folder: As written by `Detector.save`.
+            run_id: The run that trained it.
+            tags: Where it came from; tags of the version.
+            metrics: Written to the run and the model; None is left out.
+            loader_module: Module with `_load_pyfunc(path)`.
+            code_path: Package folder of that module, None for the installed `mimimi_core`.
+
+        Returns:
+            The number of the version.
+        """
+        with store_errors(self._uri):
+            name, digest = model_name(machine_type), _digest(model_folder)
+            for version in self._client.search_model_versions(f"name = '{name}'"):
+                if (version.run_id, version.tags.get("weights")) == (run_id, digest):
+                    return int(version.version)
+            values = {k: float(v) for k, v in metrics.items() if v is not None}
+            model_id, location = self._log_model(
+                name, model_folder, run_id, values, loader_module, code_path
+            )
+            try:
+                self._client.create_registered_model(name, tags={"machine_type": machine_type})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            version = self._client.create_model_version(
+                name,
+                source=location,  # "models:/<id>" would be looked up in MLflow's global store
+                run_id=run_id,
+                tags={**tags, "weights": digest},
+                model_id=model_id,
+            )
+            return int(version.version)
+
+    def champion(self, machine_type: str) -> tuple[int, dict[str, str]] | None:
+        """Version and tags of the machine type's champion, None when there is none."""
+        with store_errors(self._uri):
+            try:
+                found = self._client.get_model_version_by_alias(
+                    model_name(machine_type), "champion"
+                )
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+            return int(found.version), dict(found.tags)
+
+    def set_champion(self, machine_type: str, version: int) -> None:
+        """Point the alias `champion` at a version; of two writers the last wins, unnoticed."""
+        with store_errors(self._uri):
+            self._client.set_registered_model_alias(
+                model_name(machine_type), "champion", str(version)
+            )
+
+    def download_champion(self, machine_type: str, dest: Path) -> Path:
+        """Fetch the champion's weights and settings, not its code.
+
+        Returns:
+            A folder for `Detector.load`, inside `dest`.
+
+        Raises:
+            TrackingError: There is no champion, or the store cannot be read.
+        """
+        found = self.champion(machine_type)
+        if found is None:
+            raise TrackingError(
+                f"no champion of machine type {machine_type!r} at {shown_uri(self._uri)}; run "
+                f"python -m search.run --machine-types {machine_type} --tracking-uri ... first"
+            )
+        with store_errors(self._uri):
+            source = self._client.get_model_version_download_uri(
+                model_name(machine_type), str(found[0])
+            )
+            dest.mkdir(parents=True, exist_ok=True)
+            path = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{source}/data/{_DETECTOR}",
+                dst_path=str(dest),
+                tracking_uri=self._uri,
+            )
+        return Path(path)
+
+    def _log_model(
+        self,
+        name: str,
+        model_folder: Path,
+        run_id: str,
+        metrics: Mapping[str, float],
+        loader_module: str,
+        code_path: Path | None,
+    ) -> tuple[str, str]:
+        run = self._client.get_run(run_id)
+        model = self._client.create_logged_model(
+            run.info.experiment_id, name, run_id, params=run.data.params
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            data = shutil.copytree(model_folder, Path(scratch) / _DETECTOR)
+            path = Path(scratch) / "model"
+            with warnings.catch_warnings():
+                # A real example would be seconds of audio as JSON; the signature says enough.
+                warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
+                mlflow.pyfunc.save_model(
+                    str(path),
+                    loader_module=loader_module,
+                    data_path=str(data),
+                    code_paths=[str(code_path or Path(__file__).parents[1] / "mimimi_core")],
+                    pip_requirements=[
+                        f"{package}=={installed_version(package).partition('+')[0]}"
+                        for package in _REQUIREMENTS
+                    ],
+                    signature=_SIGNATURE,
+                    mlflow_model=Model(
+                        artifact_path=model.artifact_location,
+                        run_id=run_id,
+                        model_uuid=model.model_id,
+                        model_id=model.model_id,
+                    ),
+                )
+            self._client.log_model_artifacts(model.model_id, str(path))
+        now = int(time() * 1000)
+        self._client.log_batch(
+            run_id,
+            [Metric(k, v, now, 0, model_id=model.model_id) for k, v in metrics.items()],
+        )
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        self._client.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_id), str(model.artifact_location)
+
+
+def _digest(model_folder: Path) -> str:
+    digest = sha256()
+    for file in sorted(model_folder.iterdir()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
