@@ -18,6 +18,7 @@ from mimimi_core.config import ConfigError, TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.network import ComplexNetwork, build_network
+from mimimi_core.pack import Pack
 from mimimi_core.precision import pick_device, use_bf16
 from mimimi_core.scoring import Threshold, score_clips
 
@@ -59,7 +60,8 @@ class Detector:
     def save(self, folder: Path) -> None:
         """Write both files, the settings last: a folder with settings is complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.network.state_dict(), folder / f".{WEIGHTS}.tmp")
+        weights = {name: w.contiguous() for name, w in self.network.state_dict().items()}
+        save_file(weights, folder / f".{WEIGHTS}.tmp")
         (folder / f".{WEIGHTS}.tmp").replace(folder / WEIGHTS)
         settings = {
             "machine_type": self.machine_type,
@@ -122,10 +124,18 @@ class Detector:
                 f"it knows {', '.join(self.machine_ids)}"
             )
         crops = Crops.from_waveforms(list(waveforms), self.config.frontend, self.device)
-        bf16 = use_bf16(self.config.train.precision, self.device)
-        clips = np.arange(len(waveforms))
-        nll = score_clips(self.network, self._frontend, crops, clips, bf16)
+        nll = self._nll(crops, np.arange(len(waveforms)))
         return nll[:, self.machine_ids.index(machine_id)]
+
+    def score_pack(self, pack: Pack, clips: np.ndarray) -> np.ndarray:
+        """Anomaly scores float64 `(n,)` of clips of a pack, whose ids must all be known."""
+        crops = Crops.from_pack(pack, self.config.frontend, self.device)
+        columns = [self.machine_ids.index(pack.machine_ids[i]) for i in pack.id_index[clips]]
+        return np.asarray(self._nll(crops, clips)[np.arange(len(clips)), columns])
+
+    def _nll(self, crops: Crops, clips: np.ndarray) -> np.ndarray:
+        bf16 = use_bf16(self.config.train.precision, self.device)
+        return score_clips(self.network, self._frontend, crops, clips, bf16)
 
     def decide(self, score: float, machine_id: str) -> str | None:
         """Call a score "normal" or "anomaly"; None where the id has no threshold."""

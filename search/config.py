@@ -115,7 +115,7 @@ class Resources(_Model):
     """What one trial occupies; fractions of a GPU share it."""
 
     cpu: float = Field(default=1.0, gt=0)
-    gpu: float = Field(default=0.0, ge=0)
+    gpu: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"  # auto: a share if there is one
 
 
 class StudySettings(_Model):

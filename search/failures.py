@@ -12,7 +12,7 @@ import traceback
 import torch
 
 from mimimi_core.config import ConfigError
-from mimimi_core.train import NonFiniteLossError
+from mimimi_core.training import NonFiniteLossError
 
 WORKER_RETRIES = 3
 

@@ -98,6 +98,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             study.finish(number, TrialState.PRUNED, reason=reason)
         self._notify(machine_type, study.trial(number))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher to restore it; ours is made anew from the storage instead."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the storage has it."""
 
@@ -123,9 +127,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return machine_type, self._studies[machine_type].resume(number)
 
     def _record(self, machine_type: str, number: int, result: dict[str, Any]) -> None:
-        self._studies[machine_type].record_epoch(
-            number, result["epoch"], result["metrics"], result["objective"]
-        )
+        """Store an epoch; Tune hands results over flattened."""
+        metrics = {
+            key.removeprefix("metrics/"): value
+            for key, value in result.items()
+            if key.startswith("metrics/")
+        }
+        study = self._studies[machine_type]
+        study.record_epoch(number, result["epoch"], metrics, result["objective"])
 
     def _notify(self, machine_type: str, trial: FrozenTrial) -> None:
         for observer in self._observers:

@@ -1,6 +1,6 @@
 """A search space as one loop over its parameters, in the order of the file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -24,29 +24,15 @@ class Space:
         self.parameters = dict(parameters)
 
     def suggest(self, trial: optuna.Trial) -> Params:
-        """Ask Optuna for every active parameter; inactive ones are absent.
+        """Ask Optuna for every active parameter and add the fixed ones; inactive ones are absent.
 
         Asking again for a trial of a killed search returns what it already got.
         """
         params: Params = {}
-        for name, parameter in self._active(params):
-            params[name] = _suggest(trial, name, parameter)
-        return params
-
-    def complete(self, suggested: Mapping[str, Any]) -> Params:
-        """All parameters of a trial from those that Optuna stores: fixed ones added."""
-        params: Params = {}
-        for name, parameter in self._active(params):
-            params[name] = (
-                parameter.value if isinstance(parameter, FixedParameter) else suggested[name]
-            )
-        return params
-
-    def _active(self, chosen: Params) -> Iterator[tuple[str, Parameter]]:
-        """Yield parameters whose conditions hold, given those that the caller chose before."""
         for name, parameter in self.parameters.items():
-            if all(chosen.get(needed) == value for needed, value in parameter.when.items()):
-                yield name, parameter
+            if all(params.get(needed) == value for needed, value in parameter.when.items()):
+                params[name] = _suggest(trial, name, parameter)
+        return params
 
 
 def _suggest(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:

@@ -104,22 +104,19 @@ class TypeStudy:
 
     def ask(self) -> FrozenTrial:
         """Start a new trial with suggested parameters."""
-        number = len(self.trials())
-        self._study.sampler = self._sampler_of(number)
-        trial = self._study.ask()
-        self.space.suggest(trial)
-        return self.trial(trial.number)
+        self._study.sampler = self._sampler_of(len(self.trials()))
+        return self._suggest(self._study.ask())
 
     def resume(self, number: int) -> FrozenTrial:
         """Take up a trial that a killed search left, completing its parameters if need be."""
         self._study.sampler = self._sampler_of(number)
-        trial = optuna.Trial(self._study, self.trial(number)._trial_id)
-        self.space.suggest(trial)
-        return self.trial(number)
+        return self._suggest(optuna.Trial(self._study, self.trial(number)._trial_id))
 
-    def params(self, trial: FrozenTrial) -> Params:
-        """All parameters of a trial, fixed ones included."""
-        return self.space.complete(trial.params)
+    def _suggest(self, trial: optuna.Trial) -> FrozenTrial:
+        params = self.space.suggest(trial)
+        fixed = {name: value for name, value in params.items() if name not in trial.params}
+        trial.set_user_attr("fixed", fixed)
+        return self.trial(trial.number)
 
     def train_seed(self, number: int) -> int:
         """Seed of a trial's training."""
@@ -136,16 +133,12 @@ class TypeStudy:
         self._storage.set_trial_user_attr(trial._trial_id, f"{EPOCH}{epoch}", stamped)
         self._storage.set_trial_intermediate_value(trial._trial_id, epoch, objective)
 
-    def annotate(self, number: int, key: str, value: Any) -> None:
-        """Store a remark on a trial that is not finished."""
-        self._storage.set_trial_user_attr(self.trial(number)._trial_id, key, value)
-
     def finish(
         self, number: int, state: TrialState, value: float | None = None, reason: str = ""
     ) -> FrozenTrial:
         """End a trial; a value only for a complete one."""
         if reason:
-            self.annotate(number, "reason", reason)
+            self._storage.set_trial_user_attr(self.trial(number)._trial_id, "reason", reason)
         self._study.tell(number, value, state=state)
         return self.trial(number)
 
@@ -184,6 +177,11 @@ class TypeStudy:
         first random trials once more.
         """
         return build_sampler(self._sampler, derive_seed(self._seed, self.machine_type, number))
+
+
+def all_params(trial: FrozenTrial) -> Params:
+    """All parameters of a trial, fixed ones included."""
+    return {**trial.params, **trial.user_attrs["fixed"]}
 
 
 def _require_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from ray import tune
 
 from mimimi_core.config import TrialConfig
 from mimimi_core.pack import open_pack
-from mimimi_core.train import Training
+from mimimi_core.training import Training
 from search.failures import reason_of
 
 CHECKPOINT = "state.pt"

@@ -1,0 +1,80 @@
+"""From a folder of recordings, or the embedded data set, to one pack per machine type."""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from mimimi_core.clips import Clip, find_clips
+from mimimi_core.pack import Pack, open_pack, pack_clips
+from mimimi_core.synth import write_synthetic
+
+logger = logging.getLogger(__name__)
+
+Manifest = Mapping[str, Sequence[Clip]]  # machine type -> clips
+
+
+class DataError(ValueError):
+    """The recordings cannot serve the search that was asked for."""
+
+
+def find_data(folder: Path | None, out: Path, machine_types: Sequence[str] | None) -> Manifest:
+    """The clips of the chosen machine types, all types by default.
+
+    Args:
+        folder: Recordings in any known layout; None for the embedded, synthetic data set.
+        out: Where the embedded data set is written.
+        machine_types: Which to take.
+
+    Raises:
+        DataError: A type is unknown, or has fewer than two machine ids to tell apart.
+        ManifestError: The folder holds no clips that we can place.
+    """
+    if folder is None:
+        logger.warning(
+            "no --data DIR: searching on the EMBEDDED data set, synthetic sound made by "
+            "mimimi_core/synth.py; its figures say nothing about real machines"
+        )
+        folder = write_synthetic(out / "embedded")
+    found = find_clips(folder)
+    chosen = list(machine_types or found)
+    for machine_type in chosen:
+        if machine_type not in found:
+            raise DataError(
+                f"--machine-types: {machine_type!r} is not in {folder}; there are "
+                f"{', '.join(found)}"
+            )
+        _require_sisters(machine_type, found[machine_type], folder)
+    return {machine_type: found[machine_type] for machine_type in chosen}
+
+
+def pack_data(manifest: Manifest, out: Path) -> dict[str, Pack]:
+    """Pack each machine type once; later calls find the packs."""
+    packs = {}
+    for machine_type, clips in manifest.items():
+        with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task(f"packing {machine_type}", total=len(clips))
+            path = pack_clips(
+                clips,
+                out / "packs",
+                on_progress=lambda done, _: progress.update(task, completed=done),  # noqa: B023
+            )
+        packs[machine_type] = open_pack(path)
+    return packs
+
+
+def _require_sisters(machine_type: str, clips: Sequence[Clip], folder: Path) -> None:
+    """The network learns by telling a machine from its sisters, so there must be one."""
+    ids = sorted({clip.machine_id for clip in clips})
+    trainable = {c.machine_id for c in clips if c.label == 0 and c.part != "labelled"}
+    if len(trainable) < 2:
+        raise DataError(
+            f"{folder}: {machine_type} has training clips of {len(trainable)} machine id(s) "
+            f"(found {', '.join(ids)}), and the network learns by telling sister machines apart, "
+            "so it needs at least 2: add normal recordings of another machine of this type, "
+            "or leave the type out with --machine-types"
+        )
+    for machine_id in sorted(set(ids) - trainable):
+        logger.warning("%s %s has no training clips: it cannot be judged", machine_type, machine_id)

@@ -1,0 +1,176 @@
+"""Runs the trials of all machine types in one Tune run; nothing else starts Ray or a Tuner."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+
+from search.config import Resources, SpaceFile
+from search.failures import WORKER_RETRIES
+from search.schedulers import PerTypeScheduler, build_scheduler
+from search.searcher import Config, Observer, StudySearcher, cached
+from search.studies import StudyError, TypeStudy, all_params
+from search.trainable import TrialRunner
+
+_GPU_SHARE = 0.25  # of a GPU for a trial where `resources.gpu` is auto; not yet measured on one
+_TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they pin every finished trial in memory
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # suggest late: the next trial waits in Optuna, not here
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never read
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Join the cluster at `address` (or `RAY_ADDRESS`), else start one on this machine.
+
+    Raises:
+        StudyError: No cluster answers there.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    os.environ.update(_TUNE_ENVIRONMENT)
+    options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise StudyError(f"no Ray cluster answers at --address {address}: {error}") from error
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def trial_resources(wanted: Resources) -> dict[str, float]:
+    """What one trial asks Ray for; "auto" is a share of a GPU if the cluster has any.
+
+    Raises:
+        StudyError: The cluster cannot hold a single trial.
+    """
+    available = ray.cluster_resources()
+    gpu = wanted.gpu
+    if gpu == "auto":
+        gpu = _GPU_SHARE if available.get("GPU", 0) else 0.0
+    resources = {"cpu": wanted.cpu, "gpu": gpu}
+    for name, amount in resources.items():
+        if amount > available.get(name.upper(), 0):
+            raise StudyError(
+                f"resources.{name} must fit into the cluster, which has "
+                f"{available.get(name.upper(), 0):g}, got {amount:g}"
+            )
+    return resources
+
+
+def run_trials(
+    studies: Mapping[str, TypeStudy],
+    space: SpaceFile,
+    *,
+    folder: Path,
+    packs: Mapping[str, Path],
+    objectives: Mapping[str, str],
+    resources: Mapping[str, float],
+    time_budget_s: float | None = None,
+    observers: tuple[Observer, ...] = (),
+    trainable: type[tune.Trainable] = TrialRunner,
+) -> None:
+    """Bring every study to its number of trials, on the connected cluster.
+
+    Args:
+        studies: One per machine type.
+        space: Budgets, scheduler.
+        folder: Of the study; checkpoints go below it.
+        packs: Pack of each machine type.
+        objectives: Name of each type's objective.
+        resources: Of one trial, as `trial_resources` returns them.
+        time_budget_s: Stop after so many seconds; what is unfinished is resumed next time.
+        observers: Told of every change.
+        trainable: What runs a trial.
+    """
+
+    def config_of(machine_type: str, trial: FrozenTrial) -> Config:
+        seed = studies[machine_type].train_seed(trial.number)
+        owned = {"train.epochs": space.study.epochs, "train.seed": seed}
+        return {
+            "machine_type": machine_type,
+            "number": trial.number,
+            "params": all_params(trial) | owned,
+            "pack": str(packs[machine_type].absolute()),
+            "checkpoint": str(checkpoint_folder(folder, machine_type, trial.number)),
+            "threads": max(1, int(resources["cpu"])),
+        }
+
+    scheduler = PerTypeScheduler(
+        {
+            name: build_scheduler(space.scheduler, objectives[name], space.study.epochs)
+            for name in studies
+        }
+    )
+    searcher = StudySearcher(
+        studies,
+        n_trials=space.study.trials,
+        build_config=config_of,
+        scheduler=scheduler,
+        slots=cached(lambda: _slots(resources), seconds=1.0),
+        observers=(*observers, _CheckpointSweeper(folder)),
+    )
+    scratch = folder / "tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, dict(resources)),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            reuse_actors=True,
+            time_budget_s=time_budget_s,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=scratch.name,
+            storage_path=str(folder.absolute()),
+            failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def checkpoint_folder(study_folder: Path, machine_type: str, number: int) -> Path:
+    """Where a trial keeps its state, whichever worker runs it and in whichever attempt."""
+    return (study_folder / "checkpoints" / machine_type / f"{number:05d}").absolute()
+
+
+class _CheckpointSweeper:
+    """Deletes the state of trials that can win nothing any more."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
+        if trial.state in (TrialState.PRUNED, TrialState.FAIL):
+            folder = checkpoint_folder(self._folder, machine_type, trial.number)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _slots(resources: Mapping[str, float]) -> int:
+    """Trials that fit into the cluster as it is now."""
+    available = ray.cluster_resources()
+    fits = [
+        available.get(name.upper(), 0) // amount for name, amount in resources.items() if amount
+    ]
+    return max(1, int(min(fits)))
+
+
+def _trial_name(trial: Any) -> str:
+    return f"{trial.config['machine_type']}-{trial.config['number']}"

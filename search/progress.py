@@ -1,0 +1,126 @@
+"""Shows a running search: a live table on a terminal, a line per finished trial elsewhere."""
+
+import logging
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from search.studies import TypeStudy
+
+logger = logging.getLogger(__name__)
+
+_WORDS = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+
+
+class Progress:
+    """An observer of trials, and the context in which they are shown.
+
+    Args:
+        studies: One per machine type.
+        n_trials: Asked per machine type.
+        n_epochs: Most epochs of a trial.
+        objectives: Name of each type's objective.
+    """
+
+    def __init__(
+        self,
+        studies: Mapping[str, TypeStudy],
+        n_trials: int,
+        n_epochs: int,
+        objectives: Mapping[str, str],
+    ) -> None:
+        self._studies, self._n_trials, self._n_epochs = studies, n_trials, n_epochs
+        self._objectives = objectives
+        self._started = time.monotonic()
+        self._done_before = self._n_done()
+        self._console = Console(stderr=True)
+        self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
+        """Say how a trial ended, unless the live table shows it."""
+        if trial.state == TrialState.RUNNING or self._console.is_terminal:
+            return
+        study = self._studies[machine_type]
+        value = _last_value(trial)
+        logger.info(
+            "%s trial %d %s%s after %d of %d epochs (%d of %d trials, %s left)%s",
+            machine_type,
+            trial.number,
+            _WORDS[trial.state],
+            "" if value is None else f", {self._objectives[machine_type]} {value:.3f}",
+            max(trial.intermediate_values, default=0),
+            self._n_epochs,
+            sum(t.state.is_finished() for t in study.trials()),
+            self._n_trials,
+            self._eta(),
+            f": {trial.user_attrs['reason']}" if trial.state == TrialState.FAIL else "",
+        )
+
+    def _n_done(self) -> int:
+        return sum(t.state.is_finished() for s in self._studies.values() for t in s.trials())
+
+    def _eta(self) -> str:
+        """Time left at the pace so far."""
+        done = self._n_done() - self._done_before
+        if not done:
+            return "?"
+        left = self._n_trials * len(self._studies) - self._n_done()
+        seconds = (time.monotonic() - self._started) / done * left
+        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+    def _table(self) -> Table:
+        elapsed = int(time.monotonic() - self._started)
+        title = f"{elapsed // 60}:{elapsed % 60:02d} elapsed, {self._eta()} left"
+        table = Table(title=title, title_justify="left")
+        for column in ("machine", "trials", "complete", "pruned", "failed", "running", "best"):
+            table.add_column(column, justify="left" if column == "machine" else "right")
+        table.add_column("running trials: epoch, objective so far")
+        for machine_type, study in self._studies.items():
+            trials = study.trials()
+            best = study.best()
+            running = [t for t in trials if t.state == TrialState.RUNNING]
+            counts = [str(sum(t.state == state for t in trials)) for state in _WORDS]
+            finished = sum(t.state.is_finished() for t in trials)
+            objective = self._objectives[machine_type]
+            table.add_row(
+                machine_type,
+                f"{finished}/{self._n_trials}",
+                *counts,
+                "" if best is None else f"{objective} {best.value:.3f} (#{best.number})",
+                "  ".join(self._running(trial) for trial in running),
+            )
+        return table
+
+    def _running(self, trial: FrozenTrial) -> str:
+        value = _last_value(trial)
+        epoch = max(trial.intermediate_values, default=0)
+        return f"#{trial.number} {epoch}/{self._n_epochs}" + (f" {value:.3f}" if value else "")
+
+
+def _last_value(trial: FrozenTrial) -> float | None:
+    values = trial.intermediate_values
+    return values[max(values)] if values else None

@@ -1,0 +1,184 @@
+"""From a study's best trial to a registered model: test it once, compare, move the alias."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from mimimi_core import plots
+from mimimi_core.detector import Detector
+from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
+from mimimi_core.metrics import AucReport, auc_report
+from mimimi_core.pack import Pack, open_pack
+from mimimi_core.training import Training
+from search.launch import checkpoint_folder
+from search.registry import Registry
+from search.studies import TypeStudy
+from search.tracking import Tracker
+from search.trainable import CHECKPOINT
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["auto", "never"]
+_FINDINGS = ("best_val_auc", "test_auc", "test_auc_ci", "champion_version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Whether a candidate becomes champion, and why."""
+
+    promoted: bool
+    reason: str
+
+
+def conclude(
+    study: TypeStudy,
+    pack: Pack,
+    *,
+    folder: Path,
+    resources: Mapping[str, float],
+    tracker: Tracker,
+    registry: Registry,
+    tags: Mapping[str, str],
+    mode: Mode,
+) -> dict[str, Any]:
+    """Evaluate the winner of a machine type and promote it if it deserves that.
+
+    The winner is tested once: repeating the command finds the outcome in the storage.
+
+    Args:
+        study: Of the machine type.
+        pack: Its clips.
+        folder: Of the whole study; the winner's detector is saved below it.
+        resources: Of one trial, for the evaluation.
+        tracker: Gets figures and final figures of the parent run.
+        registry: Holds the champions.
+        tags: Provenance for the registered model.
+        mode: "never" registers nothing.
+
+    Returns:
+        The machine type's entry in the last line of stdout; None is what cannot be computed.
+    """
+    counts = {
+        "trials": len(study.trials()),
+        "complete": study.count(TrialState.COMPLETE),
+        "pruned": study.count(TrialState.PRUNED),
+        "failed": study.count(TrialState.FAIL),
+    }
+    winner = study.best()
+    if winner is None:
+        logger.error("%s: no trial was completed, so there is no winner", study.machine_type)
+        return counts | dict.fromkeys(_FINDINGS) | {"promoted": False}
+    noted = study.noted("outcome")
+    if noted and noted["winner"] == winner.number and (mode == "never" or noted["version"]):
+        return {**counts, **noted["findings"]}
+
+    model_folder = folder / "models" / study.machine_type
+    state = checkpoint_folder(folder, study.machine_type, winner.number) / CHECKPOINT
+    task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
+    threads = max(1, int(resources["cpu"]))
+    evaluation = ray.get(task.remote(state, pack.path.absolute(), model_folder.absolute(), threads))
+    _tell(study.machine_type, winner, evaluation)
+
+    version, decision = None, Decision(promoted=False, reason="--promote never")
+    _log_figures(tracker, study.machine_type, pack, evaluation)
+    if mode == "auto":
+        decision = decide(registry, study.machine_type, pack, evaluation, folder)
+        run_id = tracker.trial_run(study.machine_type, winner.number)
+        assert run_id is not None
+        version = registry.register(
+            study.machine_type,
+            model_folder,
+            run_id,
+            tags={
+                **tags,
+                "trial": str(winner.number),
+                "data_hash": pack.data_hash,
+                "decision": f"{'promoted' if decision.promoted else 'kept'}: {decision.reason}",
+                **{f"{name}_auc": shown(getattr(evaluation, name)) for name in ("val", "test")},
+                "dev_auc": f"{shown(evaluation.dev)}, val and test together, for comparison only",
+            },
+            metrics={"test_auc": evaluation.test.auc, "test_pauc": evaluation.test.pauc},
+        )
+        if decision.promoted:
+            registry.set_champion(study.machine_type, version)
+        verb = "promoted to champion" if decision.promoted else "not promoted"
+        logger.info("%s: version %d %s: %s", study.machine_type, version, verb, decision.reason)
+    champion = registry.champion(study.machine_type)
+    findings = {
+        "best_val_auc": evaluation.val.auc,
+        "test_auc": evaluation.test.auc,
+        "test_auc_ci": evaluation.test.ci,
+        "champion_version": champion[0] if champion else None,
+        "promoted": decision.promoted,
+    }
+    study.note("outcome", {"winner": winner.number, "version": version, "findings": findings})
+    return counts | findings
+
+
+def decide(
+    registry: Registry, machine_type: str, pack: Pack, candidate: Evaluation, folder: Path
+) -> Decision:
+    """Compare with the champion on the test clips of the candidate's data."""
+    if registry.champion(machine_type) is None:
+        return Decision(promoted=True, reason="there was no champion")
+    champion = Detector.load(
+        registry.download_champion(machine_type, folder / "champions" / machine_type)
+    )
+    clips = candidate.test_scores.clips
+    known_ids = np.array([machine_id in champion.machine_ids for machine_id in pack.machine_ids])
+    common = known_ids[candidate.test_scores.id_index]
+    clips, id_index = clips[common], candidate.test_scores.id_index[common]
+    if not len(clips):
+        return Decision(promoted=False, reason="the champion knows none of these machine ids")
+    labels = pack.labels[clips]
+    ours = auc_report(candidate.test_scores.scores[common], labels, id_index, pack.machine_ids)
+    theirs = auc_report(champion.score_pack(pack, clips), labels, id_index, pack.machine_ids)
+    if ours.auc is None or theirs.auc is None:
+        return Decision(promoted=False, reason="no machine id has an AUC on the test clips")
+    comparison = f"test_auc {shown(ours)}, the champion's on the same clips {shown(theirs)}"
+    return Decision(promoted=ours.auc > theirs.auc, reason=comparison)
+
+
+def shown(report: AucReport) -> str:
+    """An AUC never without its interval and the number of clips: `0.912 [0.871, 0.945] (96)`."""
+    if report.auc is None or report.ci is None:
+        return "none"
+    return f"{report.auc:.3f} [{report.ci[0]:.3f}, {report.ci[1]:.3f}] ({report.n_clips} clips)"
+
+
+def _evaluate(state: Path, pack: Path, model_folder: Path, threads: int) -> Evaluation:
+    """On a worker: restore the winner, score it, save its detector."""
+    torch.set_num_threads(threads)
+    training = Training.from_checkpoint(state, open_pack(pack))
+    evaluation = evaluate(training)
+    build_detector(training, evaluation).save(model_folder)
+    return evaluation
+
+
+def _tell(machine_type: str, winner: FrozenTrial, evaluation: Evaluation) -> None:
+    lines = [f"{machine_type}: winner is trial {winner.number}, objective {winner.value:.3f}"]
+    lines += describe(evaluation.val, "val_auc") + describe(evaluation.test, "test_auc")
+    for machine_id, threshold in evaluation.thresholds.items():
+        if threshold is None:
+            lines.append(f"{machine_id}: too few held-out normal clips for a threshold")
+    logger.info("%s", "\n  ".join(lines))
+
+
+def _log_figures(tracker: Tracker, machine_type: str, pack: Pack, evaluation: Evaluation) -> None:
+    found, ids = evaluation.test_scores, pack.machine_ids
+    labels = pack.labels[found.clips]
+    levels = {name: t.value if t else None for name, t in evaluation.thresholds.items()}
+    is_normal = labels == 0
+    figures = {
+        "roc": plots.roc_figure(found.scores, labels, found.id_index, ids),
+        "scores": plots.score_histograms(found.scores, labels, found.id_index, ids, levels),
+        "ids": plots.id_confusion(-found.nll[is_normal], found.id_index[is_normal], ids),
+    }
+    tracker.log_figures(tracker.parent_run(machine_type), figures)

@@ -1,0 +1,110 @@
+"""The main job: search the best model of each machine type.
+
+    python -m search.run --space spaces/complex.yaml
+
+Exit 0 done, 1 study failed, 2 bad input. The last line of stdout is one JSON object. The same
+command with the same --study resumes what is unfinished; a larger --trials extends it.
+"""
+
+import argparse
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+
+from mimimi_core.audio import AudioError
+from mimimi_core.clips import ManifestError
+from search.config import SpaceError, SpaceFile, load_space
+from search.data import DataError, Manifest, find_data
+
+_USER_ERRORS = (SpaceError, DataError, ManifestError, AudioError)
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; see the module."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        overrides = {
+            key: value
+            for key in ("trials", "epochs", "seed")
+            if (value := getattr(args, key)) is not None
+        }
+        space = load_space(args.space, overrides)
+        time_budget_s = _seconds(args.time_budget)
+        machine_types = args.machine_types.split(",") if args.machine_types else None
+        manifest = find_data(args.data, args.out, machine_types)
+    except _USER_ERRORS as error:
+        return _refuse(error)
+    if args.dry_run:
+        from search.dry_run import describe_search
+
+        print("\n".join(describe_search(space, manifest)))
+        return 0
+    return _search(args, space, manifest, time_budget_s)
+
+
+def _search(
+    args: argparse.Namespace, space: SpaceFile, manifest: Manifest, time_budget_s: float | None
+) -> int:
+    from search.study import StudyError, TrackingError, run_study
+
+    try:
+        summary = run_study(
+            space,
+            manifest,
+            name=args.study,
+            space_name=args.space.stem,
+            out=args.out,
+            tracking_uri=args.tracking_uri,
+            address=args.address,
+            time_budget_s=time_budget_s,
+            promote=args.promote,
+        )
+    except (*_USER_ERRORS, StudyError, TrackingError) as error:
+        return _refuse(error)
+    print(json.dumps(summary))
+    return 0 if all(t["complete"] for t in summary["machine_types"].values()) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m search.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--space", type=Path, required=True, help="the space file (YAML)")
+    add("--data", type=Path, help="folder of recordings; default: the embedded data set")
+    add("--machine-types", help="such as fan,valve; default: all that the data has")
+    add("--trials", type=int, help="per machine type; default: the space file's")
+    add("--epochs", type=int, help="most epochs of a trial; default: the space file's")
+    add("--time-budget", help="such as 90s, 10m, 8h; what is unfinished can be resumed")
+    add("--study", help="name; default: made of the space, the data and the seed")
+    add("--seed", type=int, help="default: the space file's")
+    add("--address", help="of a Ray cluster; default: RAY_ADDRESS, else this machine")
+    add("--tracking-uri", help="of MLflow; default: sqlite:///OUT/mlflow.db")
+    add("--out", type=Path, default=Path("runs"), help="folder of all results")
+    add("--dry-run", action="store_true", help="print what would be done, and stop")
+    add("--promote", choices=["auto", "never"], default="auto")
+    return parser
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not match or not float(match[1]):
+        raise SpaceError(f"--time-budget must be a number with s, m, h or d, got {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _refuse(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

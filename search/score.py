@@ -1,0 +1,67 @@
+"""Scores clips with the champion of their machine type.
+
+    python -m search.score --machine-type fan --machine-id id_00 CLIP...
+
+prints CSV: clip,machine_id,score,threshold,decision. Higher scores are more anomalous; the
+threshold is what a stated share of the machine's normal clips exceeds.
+"""
+
+import argparse
+import csv
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from mimimi_core.audio import AudioError, read_clip
+from mimimi_core.detector import Detector, DetectorError
+from search.tracking import TrackingError, check
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m search.score", description=__doc__)
+    parser.add_argument("--machine-type", required=True)
+    parser.add_argument("--machine-id", required=True, help="which machine the clips are from")
+    parser.add_argument("--tracking-uri", default="sqlite:///runs/mlflow.db")
+    parser.add_argument("--model", type=Path, help="a folder with a detector, not the champion")
+    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        detector = _load(args.model, args.machine_type, args.tracking_uri)
+        rate = detector.config.frontend.sample_rate
+        waveforms = [read_clip(clip, rate) for clip in args.clips]
+        scores = detector.score(waveforms, args.machine_id)
+    except (AudioError, DetectorError, TrackingError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    threshold = detector.thresholds[args.machine_id]
+    if threshold is None:
+        logger.warning(
+            "%s has no threshold: fewer than two normal clips were held out; scores only",
+            args.machine_id,
+        )
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["clip", "machine_id", "score", "threshold", "decision"])
+    for clip, score in zip(args.clips, scores, strict=True):
+        level = f"{threshold.value:.6f}" if threshold else ""
+        decision = detector.decide(float(score), args.machine_id) or ""
+        writer.writerow([clip, args.machine_id, f"{score:.6f}", level, decision])
+    return 0
+
+
+def _load(model: Path | None, machine_type: str, tracking_uri: str) -> Detector:
+    if model is not None:
+        return Detector.load(model)
+    from search.registry import Registry  # brings MLflow's model code, which costs a second
+
+    check(tracking_uri)
+    with tempfile.TemporaryDirectory() as folder:
+        return Detector.load(Registry(tracking_uri).download_champion(machine_type, Path(folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""One search from checked input to its summary: data, studies, trials, winners."""
+
+import hashlib
+import json
+import logging
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from mimimi_core.pack import Pack
+from mimimi_core.training import objective_of
+from search.background import BackgroundTracker
+from search.config import SpaceFile
+from search.data import Manifest, pack_data
+from search.launch import cluster, run_trials, trial_resources
+from search.progress import Progress
+from search.promote import conclude
+from search.registry import Registry, model_name
+from search.space import Space
+from search.studies import StudyError, TypeStudy, open_storage
+from search.tracking import Tracker, TrackingError, check
+
+__all__ = ["StudyError", "TrackingError", "run_study"]
+
+logger = logging.getLogger(__name__)
+
+_FLUSH_S = 60.0  # how long the end of a search waits for a slow tracker
+
+
+def run_study(
+    space_file: SpaceFile,
+    manifest: Manifest,
+    *,
+    name: str | None,
+    space_name: str,
+    out: Path,
+    tracking_uri: str | None,
+    address: str | None,
+    time_budget_s: float | None,
+    promote: Literal["auto", "never"],
+) -> dict[str, Any]:
+    """Run or continue a study and return its summary, the last line of stdout.
+
+    Args:
+        space_file: The whole space file, options of the command line applied.
+        manifest: Clips per machine type.
+        name: Of the study; None derives one that the same command finds again.
+        space_name: Beginning of a derived name.
+        out: Folder of all results.
+        tracking_uri: MLflow's; None is a sqlite file in `out`.
+        address: Of a Ray cluster.
+        time_budget_s: For the trials.
+        promote: Whether winners are registered.
+
+    Raises:
+        StudyError: The study, the cluster or the resources are not to be had.
+        TrackingError: The tracking server does not answer.
+        AudioError: A clip cannot be read.
+    """
+    tracking_uri = tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
+    check(tracking_uri)
+    packs = pack_data(manifest, out)
+    objectives = {machine_type: objective_of(pack) for machine_type, pack in packs.items()}
+    _warn(packs, objectives)
+    settings = _settings(space_file)
+    name = name or f"{space_name}-{_signature(settings, packs)}"
+    folder = out / name
+    with open_storage(folder) as storage:
+        studies = {
+            machine_type: TypeStudy(
+                storage,
+                name=name,
+                machine_type=machine_type,
+                space=Space(space_file.parameters),
+                sampler=space_file.sampler,
+                seed=space_file.study.seed,
+                identity=settings | {"data": pack.data_hash, "objective": objectives[machine_type]},
+            )
+            for machine_type, pack in packs.items()
+        }
+        tags = {"study": name, "space": space_name, "git_commit": _git_commit()}
+        tracker = Tracker(tracking_uri, out / "artifacts", name, tags)
+        logger.info("study %s in %s, seed %d", name, folder, space_file.study.seed)
+        with cluster(address):
+            resources = trial_resources(space_file.resources)
+            _run(space_file, studies, packs, objectives, folder, resources, tracker, time_budget_s)
+            registry = Registry(tracking_uri)
+            outcomes = {
+                machine_type: conclude(
+                    study,
+                    packs[machine_type],
+                    folder=folder,
+                    resources=resources,
+                    tracker=tracker,
+                    registry=registry,
+                    tags=tags,
+                    mode=promote,
+                )
+                for machine_type, study in studies.items()
+            }
+        for machine_type, outcome in outcomes.items():
+            numbers = {k: v for k, v in outcome.items() if isinstance(v, (int, float))}
+            tracker.log_parent(machine_type, numbers, step=outcome["trials"])
+            tracker.finish(machine_type, "FINISHED" if outcome["complete"] else "FAILED")
+        _say_what_is_left(studies, space_file.study.trials)
+        _say_where_to_look(tracker, studies)
+    return {"study": name, "machine_types": outcomes, "tracking_uri": tracking_uri}
+
+
+def _run(
+    space_file: SpaceFile,
+    studies: Mapping[str, TypeStudy],
+    packs: Mapping[str, Pack],
+    objectives: Mapping[str, str],
+    folder: Path,
+    resources: Mapping[str, float],
+    tracker: Tracker,
+    time_budget_s: float | None,
+) -> None:
+    """Run the trials while a thread keeps MLflow up to date."""
+    background = BackgroundTracker(tracker)
+    for machine_type, study in studies.items():
+        for trial in study.trials():  # whatever an earlier run could not write is written now
+            background.submit_trial(machine_type, trial)
+    progress = Progress(studies, space_file.study.trials, space_file.study.epochs, objectives)
+    try:
+        with progress:
+            run_trials(
+                studies,
+                space_file,
+                folder=folder,
+                packs={machine_type: pack.path for machine_type, pack in packs.items()},
+                objectives=objectives,
+                resources=resources,
+                time_budget_s=time_budget_s,
+                observers=(progress, _Tracking(background, studies)),
+            )
+    finally:
+        left = background.close(_FLUSH_S)
+    if left:
+        logger.warning("%d runs are not up to date in MLflow: repeat the command later", left)
+
+
+class _Tracking:
+    """Passes trials on to the tracker, and the counts of their machine type."""
+
+    def __init__(self, background: BackgroundTracker, studies: Mapping[str, TypeStudy]) -> None:
+        self._background, self._studies = background, studies
+
+    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
+        self._background.submit_trial(machine_type, trial)
+        if not trial.state.is_finished():
+            return
+        study = self._studies[machine_type]
+        counts = {
+            "complete": study.count(TrialState.COMPLETE),
+            "pruned": study.count(TrialState.PRUNED),
+            "failed": study.count(TrialState.FAIL),
+        }
+        best = study.best()
+        metrics = {**counts, "best_objective": best.value if best else None}
+        self._background.submit_parent(machine_type, metrics, step=sum(counts.values()))
+
+
+def _settings(space_file: SpaceFile) -> dict[str, Any]:
+    """What must not change while a study goes on; the number of trials may."""
+    settings = space_file.model_dump(mode="json", exclude={"resources"})
+    del settings["study"]["trials"]
+    return settings
+
+
+def _signature(settings: Mapping[str, Any], packs: Mapping[str, Pack]) -> str:
+    data = {machine_type: pack.data_hash for machine_type, pack in packs.items()}
+    canonical = json.dumps([settings, data], sort_keys=True)
+    return hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()
+
+
+def _git_commit() -> str:
+    """Commit of the code, "-dirty" if files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        run = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run.stdout.strip()
+
+
+def _warn(packs: Mapping[str, Pack], objectives: Mapping[str, str]) -> None:
+    for machine_type, pack in packs.items():
+        if objectives[machine_type] == "id_swap_auc":
+            logger.warning(
+                "%s: NO machine id has both normal and anomalous clips to validate on, so the "
+                "search maximises id_swap_auc (other ids' normals as pseudo-anomalies). Published "
+                "studies found no such proxy that ranks models as true anomalies do: collect a "
+                "few labelled anomalies",
+                machine_type,
+            )
+        for split in ("val", "test"):
+            without = [
+                machine_id
+                for index, machine_id in enumerate(pack.machine_ids)
+                if len(set(pack.labels[(pack.id_index == index) & (pack.splits == split)])) < 2
+            ]
+            if without:
+                logger.warning(
+                    "%s: no %s AUC for %s (no normal or no anomalous clips): left out of the mean",
+                    machine_type,
+                    split,
+                    ", ".join(without),
+                )
+
+
+def _say_what_is_left(studies: Mapping[str, TypeStudy], n_trials: int) -> None:
+    left = sum(n_trials - sum(t.state.is_finished() for t in s.trials()) for s in studies.values())
+    if left > 0:
+        logger.warning("%d trials are unfinished: repeat the command to continue", left)
+
+
+def _say_where_to_look(tracker: Tracker, studies: Mapping[str, TypeStudy]) -> None:
+    runs = []
+    for machine_type, study in studies.items():
+        complete = [t for t in study.trials() if t.state == TrialState.COMPLETE]
+        best = sorted(complete, key=lambda t: -(t.value or 0.0))[:3]
+        runs += [tracker.trial_run(machine_type, trial.number) for trial in best]
+    names = [model_name(machine_type) for machine_type in studies]
+    lines = tracker.links([run for run in runs if run], names)
+    logger.info("look at it:\n  %s", "\n  ".join(lines))
