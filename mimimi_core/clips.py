@@ -64,7 +64,9 @@ def find_clips(root: Path) -> dict[str, list[Clip]]:
     if not root.is_dir():
         raise ManifestError(f"{root}: must be a folder of clips, is a file")
     base = root.resolve()  # the machine type may be the name of the root itself
-    clips = sorted((_clip(path, base, root) for path in _wavs(base)), key=lambda clip: clip.name)
+    prefix = base.as_posix().rstrip("/") + "/"
+    clips = [_clip(path, path.as_posix().removeprefix(prefix), root) for path in _wavs(base)]
+    clips.sort(key=lambda clip: clip.name)
     if not clips:
         raise ManifestError(f"{root}: holds no WAV file; known layouts: {'; '.join(LAYOUTS)}")
     by_type: dict[str, list[Clip]] = {}
@@ -92,8 +94,7 @@ def _wavs(base: Path) -> Iterator[Path]:
                 yield here / name
 
 
-def _clip(path: Path, base: Path, root: Path) -> Clip:
-    name = path.relative_to(base).as_posix()
+def _clip(path: Path, name: str, root: Path) -> Clip:
     folder, above, top = (*path.parts[-2::-1], "", "", "")[:3]
     found = _DCASE_NAME.fullmatch(path.stem)
     if found and folder in _PARTS:

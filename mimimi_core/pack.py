@@ -10,8 +10,7 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from mimimi_core.splits import assign_splits, clip_digest
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the file and of the rules that fill it; raise it and every pack is built anew
-_READERS = 4  # clips read at once; a decoder waits for the disk most of the time
 
 
 class PackError(ValueError):
@@ -124,7 +122,8 @@ def pack_clips(
         raw = Path(work, "samples.int16")
         digests, lengths, rates = [], [], Counter[int]()
         with raw.open("wb") as file:
-            for samples, digest, rate in _read_all(clips, sample_rate):
+            for clip in clips:
+                samples, digest, rate = _read(clip, sample_rate)
                 file.write(samples.data)
                 digests.append(digest)
                 lengths.append(len(samples))
@@ -152,22 +151,16 @@ def _key(clips: Sequence[Clip], sample_rate: int) -> str:
     return hashlib.blake2b(json.dumps(about).encode(), digest_size=6).hexdigest()
 
 
-def _read_all(clips: Sequence[Clip], sample_rate: int) -> Iterator[tuple[np.ndarray, int, int]]:
-    """(samples, digest, rate in the file) of each clip in turn, a few of them read ahead."""
-
-    def read(clip: Clip) -> tuple[np.ndarray, int, int]:
-        try:
-            raw = clip.path.read_bytes()
-            samples, rate = decode(raw, sample_rate)
-        except OSError as error:
-            raise AudioError(f"{clip.path}: cannot be read: {error.strerror}") from error
-        except AudioError as error:
-            raise AudioError(f"{clip.path}: {error}") from error
-        return samples, clip_digest(raw), rate
-
-    with ThreadPoolExecutor(_READERS) as readers:
-        for first in range(0, len(clips), 8 * _READERS):
-            yield from readers.map(read, clips[first : first + 8 * _READERS])
+def _read(clip: Clip, sample_rate: int) -> tuple[np.ndarray, int, int]:
+    """(samples, digest, rate in the file) of a clip."""
+    try:
+        raw = clip.path.read_bytes()
+        samples, rate = decode(raw, sample_rate)
+    except OSError as error:
+        raise AudioError(f"{clip.path}: cannot be read: {error.strerror}") from error
+    except AudioError as error:
+        raise AudioError(f"{clip.path}: {error}") from error
+    return samples, clip_digest(raw), rate
 
 
 def _write(
