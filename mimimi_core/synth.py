@@ -2,6 +2,8 @@
 
 Four machine types with four ids each, 4 s clips, 16 kHz, mono, PCM16; per id 40 train normals, 24
 test normals and 24 test anomalies, whose faults take turns by number (`machines.fault_of`).
+The distance of a clip's mean log spectrum to its id's mean has an AUC of .67 (fan), .76 (pump),
+.70 (slider) and .70 (valve) with seed 0, and the nearest mean names 78 to 95 % of the ids.
 
     python -m mimimi_core.synth --dest DIR
 """
