@@ -165,8 +165,9 @@ class Registry:
             data = shutil.copytree(model_folder, Path(scratch) / _DETECTOR)
             path = Path(scratch) / "model"
             with warnings.catch_warnings():
-                # A real example would be seconds of audio as JSON; the signature says enough.
-                warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
+                # Of a missing input example (it would be seconds of audio as JSON), and of MLflow's
+                # own type hints when `mlflow.pyfunc` is first used.
+                warnings.simplefilter("ignore", UserWarning)
                 mlflow.pyfunc.save_model(
                     str(path),
                     loader_module=loader_module,

@@ -6,6 +6,7 @@ spooled. Calls block and raise; `search/background.py` keeps them out of the way
 """
 
 import getpass
+import json
 import logging
 import os
 import sqlite3
@@ -54,6 +55,8 @@ _STATES = {  # Optuna's state -> (tag `state`, status of the MLflow run)
     TrialState.PRUNED: ("pruned", "KILLED"),
     TrialState.FAIL: ("failed", "FAILED"),
 }
+_VIEW = "trials"
+_VIEW_PARAMS = 25  # columns; MLflow allows 5,000 characters
 
 
 class TrackingError(RuntimeError):
@@ -138,8 +141,9 @@ class Tracker:
         self._study_name = study_name
         self._tags = dict(tags or {})
         self._client = open_client(tracking_uri)
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._runs: dict[str, _KnownRun] = {}
+        self._searched: dict[str, None] = {}  # parameters in the order they were first seen
         self._is_certain = False
         with store_errors(tracking_uri):
             self.experiment_id = self._open_experiment(Path(artifact_root))
@@ -165,6 +169,7 @@ class Tracker:
         """
         if trial.state not in _STATES:  # waiting: nothing to show yet
             return
+        self._searched.update(dict.fromkeys(trial.params))
         state, status = _STATES[trial.state]
         with self._store():
             key = f"{machine_type}/{trial.number}"
@@ -232,16 +237,26 @@ class Tracker:
             self._client.log_artifacts(run_id, str(folder))
 
     def links(self, best_runs: Sequence[str] = (), model_names: Sequence[str] = ()) -> list[str]:
-        """Lines that lead a person to the experiment, the best trials side by side, the models."""
+        """Lines that lead a person to the experiment, the best trials side by side, the models.
+
+        Also leaves a shared view in the experiment, which shows AUCs and searched parameters in
+        the table of runs; MLflow's own default shows no metric at all.
+        """
+        with self._store():
+            self._client.set_experiment_tag(
+                self.experiment_id, f"mlflow.sharedViewState.{_VIEW}", _view(list(self._searched))
+            )
         base = self._uri.rstrip("/")
         lines = []
         if not base.startswith("http"):
             lines.append(f"mlflow ui --backend-store-uri {shown_uri(base)}")
             base = "http://127.0.0.1:5000"
-        lines.append(f"{base}/#/experiments/{self.experiment_id}/runs")
+        mode = "workflowType=machine_learning"
+        runs_page = f"{base}/#/experiments/{self.experiment_id}/runs"
+        lines.append(f"{runs_page}?viewStateShareKey={_VIEW}&{mode}")
         if len(best_runs) > 1:
             runs = ",".join(f'"{run}"' for run in best_runs)
-            query = f'?runs=[{runs}]&experiments=["{self.experiment_id}"]'
+            query = f'?runs=[{runs}]&experiments=["{self.experiment_id}"]&{mode}'
             lines.append(f"{base}/#/compare-runs{quote(query, safe='?=&,')}")
         lines += [f"{base}/#/models/{name}" for name in model_names]
         return lines
@@ -345,11 +360,9 @@ class Tracker:
         if metrics or last > known.epochs or state != known.state or not known.has_params:
             self._client.log_batch(
                 known.run_id,
-                metrics=metrics,
-                params=[]
-                if known.has_params
-                else [Param(name, str(value)) for name, value in params.items()],
-                tags=_run_tags(tags),
+                metrics,
+                [] if known.has_params else [Param(k, str(v)) for k, v in params.items()],
+                _run_tags(tags),
             )
         known.state, known.epochs, known.has_params = state, last, True
         if status == known.status:
@@ -360,6 +373,21 @@ class Tracker:
             ended_ms = _milliseconds(trial.datetime_complete)
             self._client.set_terminated(known.run_id, status, ended_ms)
         known.status = status
+
+
+def _view(params: Sequence[str]) -> str:
+    """The state of MLflow's table of runs: which columns, in which order, how wide."""
+    columns = [f"metrics.`{n}`" for n in ("best_val_auc", "test_auc", "val_auc", "val_pauc")]
+    columns += ["tags.`state`", "tags.`epochs`"]
+    columns += [f"params.`{name}`" for name in params[:_VIEW_PARAMS]]
+    state = {
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": True,
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {column: max(80, 7 * len(column) - 40) for column in columns},  # pixels
+    }
+    return json.dumps(state, separators=(",", ":"))
 
 
 def open_client(tracking_uri: str) -> MlflowClient:

@@ -388,14 +388,20 @@ def test_figures_and_files_become_artifacts(uri: str, study: str, tmp_path: Path
 
 def test_links_lead_to_experiment_comparison_and_models(sqlite_uri: str, tmp_path: Path) -> None:
     tracker = Tracker(sqlite_uri, tmp_path, "study")
+    tracker.log_trial("fan", make_trial(0, TrialState.COMPLETE, 1))
     lines = tracker.links(["a", "b"], ["mimimi-fan"])
     assert lines[0] == f"mlflow ui --backend-store-uri {sqlite_uri}"
-    assert lines[1].endswith(f"/#/experiments/{tracker.experiment_id}/runs")
-    assert lines[2].endswith(
+    assert f"/#/experiments/{tracker.experiment_id}/runs?viewStateShareKey=trials" in lines[1]
+    assert (
         "/#/compare-runs?runs=%5B%22a%22,%22b%22%5D"
         f"&experiments=%5B%22{tracker.experiment_id}%22%5D"
-    )
+    ) in lines[2]
     assert lines[3].endswith("/#/models/mimimi-fan")
+
+    experiment = MlflowClient(sqlite_uri).get_experiment(tracker.experiment_id)
+    columns = json.loads(experiment.tags["mlflow.sharedViewState.trials"])["selectedColumns"]
+    assert "metrics.`val_auc`" in columns
+    assert columns[-2:] == ["params.`network.channels`", "params.`train.lr`"]
 
 
 # -- check ------------------------------------------------------------------------------------
@@ -677,4 +683,4 @@ print(json.dumps([mimimi_core.__file__, model.predict(frame).to_dict("list")]))
         assert rows["score"][index] == pytest.approx(expected, abs=1e-6)
     assert rows["threshold"][0] == 0.5
     assert rows["decision"][0] in ("normal", "anomaly")
-    assert rows["decision"][1] is None
+    assert rows["decision"][1] not in ("normal", "anomaly")  # no threshold, no decision
