@@ -58,7 +58,7 @@ def _load(model: Path | None, machine_type: str, tracking_uri: str) -> Detector:
         return Detector.load(model)
     from search.registry import Registry  # brings MLflow's model code, which costs a second
 
-    check(tracking_uri)
+    check(tracking_uri, create=False)
     with tempfile.TemporaryDirectory() as folder:
         return Detector.load(Registry(tracking_uri).download_champion(machine_type, Path(folder)))
 

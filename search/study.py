@@ -28,6 +28,7 @@ __all__ = ["StudyError", "TrackingError", "run_study"]
 logger = logging.getLogger(__name__)
 
 _FLUSH_S = 60.0  # how long the end of a search waits for a slow tracker
+_COMPARED = 5  # best trials of a machine type that are offered side by side
 
 
 def run_study(
@@ -221,11 +222,14 @@ def _say_what_is_left(studies: Mapping[str, TypeStudy], n_trials: int) -> None:
 
 
 def _say_where_to_look(tracker: Tracker, studies: Mapping[str, TypeStudy]) -> None:
-    runs = []
+    best_runs = {}
     for machine_type, study in studies.items():
         complete = [t for t in study.trials() if t.state == TrialState.COMPLETE]
-        best = sorted(complete, key=lambda t: -(t.value or 0.0))[:3]
-        runs += [tracker.trial_run(machine_type, trial.number) for trial in best]
-    names = [model_name(machine_type) for machine_type in studies]
-    lines = tracker.links([run for run in runs if run], names)
+        best = sorted(complete, key=lambda t: -(t.value or 0.0))[:_COMPARED]
+        runs = [tracker.trial_run(machine_type, trial.number) for trial in best]
+        best_runs[machine_type] = [run for run in runs if run]
+    try:
+        lines = tracker.links(best_runs, [model_name(machine_type) for machine_type in studies])
+    except TrackingError as error:
+        lines = [f"no links, the tracker failed: {error}"]
     logger.info("look at it:\n  %s", "\n  ".join(lines))

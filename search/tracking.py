@@ -6,7 +6,6 @@ spooled. Calls block and raise; `search/background.py` keeps them out of the way
 """
 
 import getpass
-import json
 import logging
 import os
 import sqlite3
@@ -20,10 +19,11 @@ from pathlib import Path
 from socket import create_connection
 from time import time
 from typing import Any, Literal
-from urllib.parse import quote
 
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
+
+from search import mlflow_ui
 
 # Before the import, because importing MLflow starts its usage reports. No retries inside MLflow:
 # it would hide an outage for four minutes and may create a run twice; whoever calls us tries again.
@@ -55,16 +55,18 @@ _STATES = {  # Optuna's state -> (tag `state`, status of the MLflow run)
     TrialState.PRUNED: ("pruned", "KILLED"),
     TrialState.FAIL: ("failed", "FAILED"),
 }
-_VIEW = "trials"
-_VIEW_PARAMS = 25  # columns; MLflow allows 5,000 characters
 
 
 class TrackingError(RuntimeError):
     """The tracking server or database cannot be used; the message says which and what to do."""
 
 
-def check(tracking_uri: str) -> None:
-    """Refuse within seconds what a search could not log to; creates a sqlite store and its schema.
+def check(tracking_uri: str, create: bool = True) -> None:
+    """Refuse within seconds what cannot be used.
+
+    Args:
+        tracking_uri: As MLflow spells it.
+        create: Make a sqlite store and its schema where there is none.
 
     Raises:
         TrackingError: The scheme is unknown, or nothing usable answers at the URI.
@@ -78,7 +80,7 @@ def check(tracking_uri: str) -> None:
         )
     try:
         if scheme == "sqlite":
-            _touch_sqlite(tracking_uri)
+            _touch_sqlite(tracking_uri, create)
         elif scheme == "postgresql":  # MLflow would try again for minutes
             url = make_url(tracking_uri)
             create_connection((url.host or "localhost", url.port or 5432), _CHECK_TIMEOUT_S).close()
@@ -236,30 +238,22 @@ class Tracker:
         with self._store():
             self._client.log_artifacts(run_id, str(folder))
 
-    def links(self, best_runs: Sequence[str] = (), model_names: Sequence[str] = ()) -> list[str]:
-        """Lines that lead a person to the experiment, the best trials side by side, the models.
+    def links(
+        self, best_runs: Mapping[str, Sequence[str]], model_names: Sequence[str] = ()
+    ) -> list[str]:
+        """Lines that lead a person to the runs, each type's best trials side by side, the models.
 
         Also leaves a shared view in the experiment, which shows AUCs and searched parameters in
         the table of runs; MLflow's own default shows no metric at all.
         """
         with self._store():
             self._client.set_experiment_tag(
-                self.experiment_id, f"mlflow.sharedViewState.{_VIEW}", _view(list(self._searched))
+                self.experiment_id,
+                f"mlflow.sharedViewState.{mlflow_ui.VIEW}",
+                mlflow_ui.view_state(list(self._searched)),
             )
-        base = self._uri.rstrip("/")
-        lines = []
-        if not base.startswith("http"):
-            lines.append(f"mlflow ui --backend-store-uri {shown_uri(base)}")
-            base = "http://127.0.0.1:5000"
-        mode = "workflowType=machine_learning"
-        runs_page = f"{base}/#/experiments/{self.experiment_id}/runs"
-        lines.append(f"{runs_page}?viewStateShareKey={_VIEW}&{mode}")
-        if len(best_runs) > 1:
-            runs = ",".join(f'"{run}"' for run in best_runs)
-            query = f'?runs=[{runs}]&experiments=["{self.experiment_id}"]&{mode}'
-            lines.append(f"{base}/#/compare-runs{quote(query, safe='?=&,')}")
-        lines += [f"{base}/#/models/{name}" for name in model_names]
-        return lines
+        uri = shown_uri(self._uri.rstrip("/"))
+        return mlflow_ui.links(uri, self.experiment_id, best_runs, model_names)
 
     def _open_experiment(self, artifact_root: Path) -> str:
         found = self._client.get_experiment_by_name(self._study_name)
@@ -375,29 +369,16 @@ class Tracker:
         known.status = status
 
 
-def _view(params: Sequence[str]) -> str:
-    """The state of MLflow's table of runs: which columns, in which order, how wide."""
-    columns = [f"metrics.`{n}`" for n in ("best_val_auc", "test_auc", "val_auc", "val_pauc")]
-    columns += ["tags.`state`", "tags.`epochs`"]
-    columns += [f"params.`{name}`" for name in params[:_VIEW_PARAMS]]
-    state = {
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": True,
-        "selectedColumns": columns,
-        "columnOrder": columns,
-        "columnWidths": {column: max(80, 7 * len(column) - 40) for column in columns},  # pixels
-    }
-    return json.dumps(state, separators=(",", ":"))
-
-
 def open_client(tracking_uri: str) -> MlflowClient:
     """A client of one URI for runs and models, independent of MLflow's global one."""
     return MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
 
-def _touch_sqlite(tracking_uri: str) -> None:
+def _touch_sqlite(tracking_uri: str, create: bool) -> None:
     """Fail at once on a path that is no database we can write; MLflow would try for minutes."""
     path = Path(make_url(tracking_uri).database or "")
+    if not create and not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=_CHECK_TIMEOUT_S)) as connection:
         connection.execute("BEGIN IMMEDIATE")

@@ -389,7 +389,7 @@ def test_figures_and_files_become_artifacts(uri: str, study: str, tmp_path: Path
 def test_links_lead_to_experiment_comparison_and_models(sqlite_uri: str, tmp_path: Path) -> None:
     tracker = Tracker(sqlite_uri, tmp_path, "study")
     tracker.log_trial("fan", make_trial(0, TrialState.COMPLETE, 1))
-    lines = tracker.links(["a", "b"], ["mimimi-fan"])
+    lines = tracker.links({"fan": ["a", "b"]}, ["mimimi-fan"])
     assert lines[0] == f"mlflow ui --backend-store-uri {sqlite_uri}"
     assert f"/#/experiments/{tracker.experiment_id}/runs?viewStateShareKey=trials" in lines[1]
     assert (
