@@ -8,11 +8,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mimimi_core.config import ConfigError, TrialConfig, known_params
+from search.yaml_file import read_yaml
 
-Scalar = bool | int | float | str
+
+def _check_scalar(value: Any) -> Any:
+    is_scalar = isinstance(value, (bool, int, float, str))
+    if not is_scalar or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"must be true, false, a finite number or a text, got {value!r}")
+    return value
+
+
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_check_scalar)]
 # The study sets these itself, so they are no parameters.
 STUDY_OWNED = {
     "train.epochs": "study.epochs",
@@ -26,7 +43,7 @@ class SpaceError(ValueError):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class _Parameter(_Model):
@@ -72,7 +89,7 @@ class CategoricalParameter(_Parameter):
     @field_validator("choices")
     @classmethod
     def _distinct(cls, choices: list[Scalar]) -> list[Scalar]:
-        if len({(type(c), c) for c in choices}) < len(choices):
+        if len(set(choices)) < len(choices):  # 1, 1.0 and true are one value to Optuna as well
             raise ValueError(f"choices must differ, got {choices}")
         return choices
 
@@ -90,6 +107,7 @@ class FixedParameter(_Parameter):
     value: Scalar
 
 
+_KINDS = "float, int, categorical, bool, fixed"
 Parameter = Annotated[
     FloatParameter | IntParameter | CategoricalParameter | BoolParameter | FixedParameter,
     Field(discriminator="kind"),
@@ -115,7 +133,15 @@ class Resources(_Model):
     """What one trial occupies; fractions of a GPU share it."""
 
     cpu: float = Field(default=1.0, gt=0)
-    gpu: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"  # auto: a share if there is one
+    gpu: float | Literal["auto"] = "auto"  # auto: a share if there is one
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _number_or_auto(cls, gpu: Any) -> Any:
+        is_number = isinstance(gpu, (int, float)) and not isinstance(gpu, bool)
+        if gpu != "auto" and not (is_number and 0 <= gpu < math.inf):
+            raise ValueError(f"must be auto or a finite number >= 0, got {gpu!r}")
+        return gpu
 
 
 class StudySettings(_Model):
@@ -133,7 +159,7 @@ class SpaceFile(_Model):
     resources: Resources = Resources()
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    parameters: dict[str, Parameter]
+    parameters: dict[str, Parameter] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> "SpaceFile":
@@ -164,10 +190,10 @@ def load_space(path: Path, overrides: dict[str, Any] | None = None) -> SpaceFile
         SpaceError: In one line: the file, the key, the rule and the value.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        raw = read_yaml(path)
     except OSError as error:
         raise SpaceError(f"--space {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise SpaceError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise SpaceError(f"{path} must hold the keys study and parameters, got {raw!r}")
@@ -192,24 +218,7 @@ def boundary_values(parameter: Parameter) -> list[Scalar]:
             return [parameter.value]
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a later key silently replace an earlier one; we do not."""
-
-
-def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.YAMLError(f"key {key!r} stands twice{node.start_mark}")
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-
-
 def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"low and high must be finite, got {low} and {high}")
     if low > high:
         raise ValueError(f"low must be <= high, got low {low} and high {high}")
     if log and low <= 0:
@@ -218,6 +227,10 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
         raise ValueError(f"step must be > 0, got {step}")
     if log and step is not None:
         raise ValueError(f"step cannot be combined with log, got step {step}")
+    if step is not None and not math.isclose((high - low) / step, round((high - low) / step)):
+        raise ValueError(
+            f"high must be low ({low}) plus a multiple of step ({step}), got high {high}"
+        )
 
 
 def _check_name(name: str) -> None:
@@ -256,14 +269,22 @@ def _check_value(name: str, value: Scalar) -> None:
 
 
 def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    kinds = {"float", "int", "categorical", "bool", "fixed"}
-    key = ".".join(str(part) for part in first["loc"] if part not in kinds)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    if first["type"] == "extra_forbidden":
-        return f"{key} is no known key"
-    if first["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message}, got {first['input']!r}"
+    # A misspelt key is also a missing one; the misspelling says more.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    # Inside a parameter, pydantic puts the kind into the path: parameters, train.lr, float, low.
+    parts = [p for i, p in enumerate(first["loc"]) if i != 2 or first["loc"][0] != "parameters"]
+    key = ".".join(str(part) for part in parts)
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    match first["type"]:
+        case "missing":
+            return f"{key} is missing"
+        case "extra_forbidden":
+            return f"{key} is no known key"
+        case "union_tag_not_found":
+            return f"{key}.kind is missing; it must be one of {_KINDS}"
+        case "union_tag_invalid":
+            return f"{key}.kind must be one of {_KINDS}, got {first['input']['kind']!r}"
+        case "value_error":
+            return f"{key}: {message}" if key else message
+        case _:
+            return f"{key}: {message}, got {first['input']!r}"
