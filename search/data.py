@@ -37,7 +37,7 @@ def find_data(folder: Path | None, out: Path, machine_types: Sequence[str] | Non
             "no --data DIR: searching on the EMBEDDED data set, synthetic sound made by "
             "mimimi_core/synth.py; its figures say nothing about real machines"
         )
-        folder = write_synthetic(out / "embedded")
+        folder = write_synthetic(out / "embedded", machine_types)
     found = find_clips(folder)
     chosen = list(machine_types or found)
     for machine_type in chosen:

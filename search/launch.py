@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ def cluster(address: str | None) -> Iterator[None]:
     """
     address = address or os.environ.get("RAY_ADDRESS")
     os.environ.update(_TUNE_ENVIRONMENT)
+    if address and address != "auto":
+        _require_listener(address)
     options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -47,6 +50,18 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself tries an address at which nobody listens for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"--address must be HOST:PORT of a running Ray head (ray status shows it), got "
+            f"{address!r}: {error}"
+        ) from error
 
 
 def trial_resources(wanted: Resources) -> dict[str, float]:

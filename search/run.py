@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         space = load_space(args.space, overrides)
         time_budget_s = _seconds(args.time_budget)
-        machine_types = args.machine_types.split(",") if args.machine_types else None
+        machine_types = _names(args.machine_types)
         manifest = find_data(args.data, args.out, machine_types)
     except _USER_ERRORS as error:
         return _refuse(error)
@@ -90,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="print what would be done, and stop")
     add("--promote", choices=["auto", "never"], default="auto")
     return parser
+
+
+def _names(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise SpaceError(f"--machine-types must be different names with commas, got {text!r}")
+    return names
 
 
 def _seconds(text: str | None) -> float | None:
