@@ -3,9 +3,13 @@
 import hashlib
 from collections.abc import Callable
 
+import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from search.config import SamplerConfig
+
+# Whoever makes a study takes its sampler from here; Optuna would announce each study and trial.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _FACTORIES: dict[str, Callable[[SamplerConfig, int], BaseSampler]] = {
     "random": lambda config, seed: RandomSampler(seed=seed),

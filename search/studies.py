@@ -6,7 +6,6 @@ and the tracking server can be filled again from here.
 
 import fcntl
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +21,9 @@ from search.config import SamplerConfig
 from search.samplers import build_sampler, derive_seed
 from search.space import Params, Space
 
-optuna.logging.set_verbosity(logging.WARNING)
-
 JOURNAL = "optuna.journal"
 EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
+_MOST_DIFFERENCES = 3  # shown when a study is refused
 
 
 class StudyError(ValueError):
@@ -190,15 +188,27 @@ def _require_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
     if stored is None:
         study.set_user_attr("identity", wanted)
         return
-    for key in sorted(wanted.keys() | stored.keys()):
-        if wanted.get(key) != stored.get(key):
-            raise StudyError(
-                f"study {study.study_name!r} exists with another {key}: it has "
-                f"{_short(stored.get(key))}, this command has {_short(wanted.get(key))}; "
-                "choose another --study, or --out"
-            )
+    differences = list(_differences("", stored, wanted))
+    if differences:
+        shown = "; ".join(differences[:_MOST_DIFFERENCES])
+        left = len(differences) - _MOST_DIFFERENCES
+        raise StudyError(
+            f"study {study.study_name!r} exists with other settings: {shown}"
+            + (f"; and {left} more" if left > 0 else "")
+            + "; choose another --study, or --out"
+        )
+
+
+def _differences(path: str, stored: Any, wanted: Any) -> Iterator[str]:
+    """What differs between two JSON values, as `study.epochs is 30 there, 20 here`."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            deeper = f"{path}.{key}" if path else key
+            yield from _differences(deeper, stored.get(key), wanted.get(key))
+    elif stored != wanted:
+        yield f"{path} is {_short(stored)} there, {_short(wanted)} here"
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
