@@ -28,3 +28,13 @@ def reason_of(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)
     place = f" ({where[-1].filename.rsplit('/', 1)[-1]}:{where[-1].lineno})" if where else ""
     return f"crash: {type(error).__name__}: {' '.join(str(error).split())}{place}"
+
+
+def reason_of_loss(errors: str) -> str:
+    """Why a worker was lost, in one line, from the file in which Ray collects a trial's errors.
+
+    Indented lines, which tell a traceback or ids, and Ray's guesses about causes are left out.
+    """
+    last = errors.rpartition("Failure # ")[2].splitlines()[1:]
+    message = " ".join(line for line in last if line and not line[0].isspace())
+    return f"worker lost: {message.partition(' Some common causes include')[0]}"

@@ -1,6 +1,8 @@
 """Ray schedulers by name, and the one that serves several machine types in a single Tune run."""
 
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -8,6 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from search.config import SchedulerConfig
+from search.failures import reason_of_loss
 
 _FACTORIES: dict[str, Callable[[SchedulerConfig, str, int], TrialScheduler]] = {
     "none": lambda config, objective, epochs: FIFOScheduler(),
@@ -37,6 +40,7 @@ class PerTypeScheduler(TrialScheduler):  # type: ignore[misc]
     def __init__(self, schedulers: Mapping[str, TrialScheduler]) -> None:
         self._schedulers = dict(schedulers)
         self.stopped: set[str] = set()  # ids of trials that a scheduler ended early
+        self.losses: dict[str, list[str]] = {}  # trial id -> why its workers died, one by one
 
     def replay(self, machine_type: str, trial: FrozenTrial, trial_id: str) -> None:
         """Tell the rungs what a trial of an earlier, killed run had reported.
@@ -53,6 +57,7 @@ class PerTypeScheduler(TrialScheduler):  # type: ignore[misc]
             for epoch, value in sorted(trial.intermediate_values.items()):
                 result = {"epoch": epoch, scheduler.metric: value}
                 scheduler.on_trial_result(None, ghost, result)
+            scheduler.on_trial_remove(None, ghost)  # what the rungs know stays
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """See TrialScheduler."""
@@ -60,6 +65,8 @@ class PerTypeScheduler(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """See TrialScheduler; remembers whom it stopped."""
+        if not math.isfinite(result["objective"]):
+            return str(TrialScheduler.STOP)
         decision: str = self._of(trial).on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP:
             self.stopped.add(trial.trial_id)
@@ -67,10 +74,15 @@ class PerTypeScheduler(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """See TrialScheduler."""
-        self._of(trial).on_trial_complete(tune_controller, trial, result)
+        if math.isfinite(result.get("objective", math.nan)):
+            self._of(trial).on_trial_complete(tune_controller, trial, result)
+        else:
+            self._of(trial).on_trial_remove(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """See TrialScheduler."""
+        """See TrialScheduler; called for every lost worker, whether the trial is retried or not."""
+        error = Path(trial.error_file).read_text()
+        self.losses.setdefault(trial.trial_id, []).append(reason_of_loss(error))
         self._of(trial).on_trial_error(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:

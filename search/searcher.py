@@ -1,5 +1,6 @@
 """The bridge between Tune, which runs trials, and the Optuna studies, which are the truth."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -83,19 +84,27 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         A trial that neither finished nor failed nor was stopped by its scheduler was cut off by
         the end of the run: it stays RUNNING in the storage and is taken up by the next one.
         """
-        machine_type, number = self._live.pop(trial_id)
+        machine_type, number = self._live[trial_id]
         study = self._studies[machine_type]
-        if result and "failure" not in result and not error:
-            self._record(machine_type, number, result)
+        losses = self._scheduler.losses.pop(trial_id, [])
+        retries = len(losses) - 1 if error else len(losses)
+        if retries:
+            study.add_attempts(number, retries)
         if error:
-            study.finish(number, TrialState.FAIL, reason="worker lost: its process or node died")
+            study.finish(number, TrialState.FAIL, reason=losses[-1])
         elif result and "failure" in result:
             study.finish(number, TrialState.FAIL, reason=result["failure"])
-        elif result and result.get("is_final"):
-            study.finish(number, TrialState.COMPLETE, value=result["objective"])
-        elif result and trial_id in self._scheduler.stopped:
-            reason = f"stopped by the scheduler after epoch {result['epoch']}"
-            study.finish(number, TrialState.PRUNED, reason=reason)
+        elif result and not math.isfinite(result["objective"]):
+            reason = f"non-finite: objective {result['objective']} in epoch {result['epoch']}"
+            study.finish(number, TrialState.FAIL, reason=reason)
+        elif result:
+            self._record(machine_type, number, result)
+            if result["is_final"]:
+                study.finish(number, TrialState.COMPLETE, value=result["objective"])
+            elif trial_id in self._scheduler.stopped:
+                reason = f"stopped by the scheduler after epoch {result['epoch']}"
+                study.finish(number, TrialState.PRUNED, reason=reason)
+        del self._live[trial_id]
         self._notify(machine_type, study.trial(number))
 
     def __getstate__(self) -> dict[str, Any]:

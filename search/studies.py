@@ -107,6 +107,7 @@ class TypeStudy:
 
     def resume(self, number: int) -> FrozenTrial:
         """Take up a trial that a killed search left, completing its parameters if need be."""
+        self.add_attempts(number, 1)
         self._study.sampler = self._sampler_of(number)
         return self._suggest(optuna.Trial(self._study, self.trial(number)._trial_id))
 
@@ -130,6 +131,12 @@ class TypeStudy:
         stamped = dict(metrics) | {"timestamp_ms": int(time.time() * 1000)}
         self._storage.set_trial_user_attr(trial._trial_id, f"{EPOCH}{epoch}", stamped)
         self._storage.set_trial_intermediate_value(trial._trial_id, epoch, objective)
+
+    def add_attempts(self, number: int, n: int) -> None:
+        """Count further executions of a trial, whose worker or whose search died."""
+        trial = self.trial(number)
+        attempts = trial.user_attrs.get("attempts", 1) + n
+        self._storage.set_trial_user_attr(trial._trial_id, "attempts", attempts)
 
     def finish(
         self, number: int, state: TrialState, value: float | None = None, reason: str = ""
