@@ -4,8 +4,9 @@ import logging
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from search.trainable import TrialRunner
 _GPU_SHARE = 0.25  # of a GPU for a trial where `resources.gpu` is auto; not yet measured on one
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they pin every finished trial in memory
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # suggest late: the next trial waits in Optuna, not here
+    # Our searcher suggests as many trials as fit; with less than that here, as by default, the
+    # workers would start one after the other.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never read
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -41,15 +44,16 @@ def cluster(address: str | None) -> Iterator[None]:
     if address and address != "auto":
         _require_listener(address)
     options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise StudyError(f"no Ray cluster answers at --address {address}: {error}") from error
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray prints its news, but stdout is for the summary
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise StudyError(f"no Ray cluster answers at --address {address}: {error}") from error
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _require_listener(address: str) -> None:
