@@ -16,6 +16,7 @@ from ray import tune
 
 from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
+from search.interrupt import Interrupt
 from search.schedulers import PerTypeScheduler, build_scheduler
 from search.searcher import Config, Observer, StudySearcher, cached
 from search.studies import StudyError, TypeStudy, all_params
@@ -27,6 +28,7 @@ _TUNE_ENVIRONMENT = {
     # Our searcher suggests as many trials as fit; with less than that here, as by default, the
     # workers would start one after the other.
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search.interrupt` has it
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never read
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -99,7 +101,7 @@ def run_trials(
     time_budget_s: float | None = None,
     observers: tuple[Observer, ...] = (),
     trainable: type[tune.Trainable] = TrialRunner,
-) -> None:
+) -> bool:
     """Bring every study to its number of trials, on the connected cluster.
 
     Args:
@@ -112,6 +114,9 @@ def run_trials(
         time_budget_s: Stop after so many seconds; what is unfinished is resumed next time.
         observers: Told of every change.
         trainable: What runs a trial.
+
+    Returns:
+        False if Ctrl-C ended it.
     """
 
     def config_of(machine_type: str, trial: FrozenTrial) -> Config:
@@ -142,6 +147,7 @@ def run_trials(
     )
     scratch = folder / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
+    interrupt = Interrupt()
     tuner = tune.Tuner(
         tune.with_resources(trainable, dict(resources)),
         tune_config=tune.TuneConfig(
@@ -156,13 +162,16 @@ def run_trials(
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(folder.absolute()),
+            stop=interrupt,
             failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
-    tuner.fit()
+    with interrupt.listening():
+        tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)
+    return not interrupt.is_set
 
 
 def checkpoint_folder(study_folder: Path, machine_type: str, number: int) -> Path:

@@ -19,7 +19,7 @@ from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
 from search.launch import checkpoint_folder
 from search.registry import Registry
-from search.studies import TypeStudy
+from search.studies import EPOCH, TypeStudy
 from search.tracking import Tracker
 from search.trainable import CHECKPOINT
 
@@ -47,6 +47,7 @@ def conclude(
     registry: Registry,
     tags: Mapping[str, str],
     mode: Mode,
+    is_over: bool = True,
 ) -> dict[str, Any]:
     """Evaluate the winner of a machine type and promote it if it deserves that.
 
@@ -61,6 +62,7 @@ def conclude(
         registry: Holds the champions.
         tags: Provenance for the registered model.
         mode: "never" registers nothing.
+        is_over: False keeps the test clips closed: the study was interrupted and will go on.
 
     Returns:
         The machine type's entry in the last line of stdout; None is what cannot be computed.
@@ -78,6 +80,10 @@ def conclude(
     noted = study.noted("outcome")
     if noted and noted["winner"] == winner.number and (mode == "never" or noted["version"]):
         return {**counts, **noted["findings"]}
+    if not is_over:
+        last = winner.user_attrs[f"{EPOCH}{max(winner.intermediate_values)}"]
+        best = {"best_val_auc": last.get("val_auc")}
+        return counts | dict.fromkeys(_FINDINGS) | best | {"promoted": False}
 
     model_folder = folder / "models" / study.machine_type
     state = checkpoint_folder(folder, study.machine_type, winner.number) / CHECKPOINT

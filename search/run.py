@@ -52,7 +52,7 @@ def _search(
     from search.study import StudyError, TrackingError, run_study
 
     try:
-        summary = run_study(
+        summary, succeeded = run_study(
             space,
             manifest,
             name=args.study,
@@ -66,7 +66,7 @@ def _search(
     except (*_USER_ERRORS, StudyError, TrackingError) as error:
         return _refuse(error)
     print(json.dumps(summary))
-    return 0 if all(t["complete"] for t in summary["machine_types"].values()) else 1
+    return 0 if succeeded else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,4 +116,7 @@ def _refuse(error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped at once; repeat the command to continue")

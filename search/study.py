@@ -42,8 +42,8 @@ def run_study(
     address: str | None,
     time_budget_s: float | None,
     promote: Literal["auto", "never"],
-) -> dict[str, Any]:
-    """Run or continue a study and return its summary, the last line of stdout.
+) -> tuple[dict[str, Any], bool]:
+    """Run or continue a study.
 
     Args:
         space_file: The whole space file, options of the command line applied.
@@ -55,6 +55,10 @@ def run_study(
         address: Of a Ray cluster.
         time_budget_s: For the trials.
         promote: Whether winners are registered.
+
+    Returns:
+        The summary, the last line of stdout; and whether the study did what it was asked for:
+        not if Ctrl-C ended it, or if a machine type has no complete trial.
 
     Raises:
         StudyError: The study, the cluster or the resources are not to be had.
@@ -87,7 +91,9 @@ def run_study(
         logger.info("study %s in %s, seed %d", name, folder, space_file.study.seed)
         with cluster(address):
             resources = trial_resources(space_file.resources)
-            _run(space_file, studies, packs, objectives, folder, resources, tracker, time_budget_s)
+            is_over = _run(
+                space_file, studies, packs, objectives, folder, resources, tracker, time_budget_s
+            )
             registry = Registry(tracking_uri)
             outcomes = {
                 machine_type: conclude(
@@ -99,16 +105,21 @@ def run_study(
                     registry=registry,
                     tags=tags,
                     mode=promote,
+                    is_over=is_over,
                 )
                 for machine_type, study in studies.items()
             }
         for machine_type, outcome in outcomes.items():
             numbers = {k: v for k, v in outcome.items() if isinstance(v, (int, float))}
             tracker.log_parent(machine_type, numbers, step=outcome["trials"])
-            tracker.finish(machine_type, "FINISHED" if outcome["complete"] else "FAILED")
+            if not is_over:
+                tracker.finish(machine_type, "KILLED")
+            else:
+                tracker.finish(machine_type, "FINISHED" if outcome["complete"] else "FAILED")
         _say_what_is_left(studies, space_file.study.trials)
         _say_where_to_look(tracker, studies)
-    return {"study": name, "machine_types": outcomes, "tracking_uri": tracking_uri}
+    summary = {"study": name, "machine_types": outcomes, "tracking_uri": tracking_uri}
+    return summary, is_over and all(outcome["complete"] for outcome in outcomes.values())
 
 
 def _run(
@@ -120,16 +131,17 @@ def _run(
     resources: Mapping[str, float],
     tracker: Tracker,
     time_budget_s: float | None,
-) -> None:
-    """Run the trials while a thread keeps MLflow up to date."""
+) -> bool:
+    """Run the trials while a thread keeps MLflow up to date; False if Ctrl-C ended them."""
     background = BackgroundTracker(tracker)
     for machine_type, study in studies.items():
         for trial in study.trials():  # whatever an earlier run could not write is written now
             background.submit_trial(machine_type, trial)
     progress = Progress(studies, space_file.study.trials, space_file.study.epochs, objectives)
+    flush_s = _FLUSH_S
     try:
         with progress:
-            run_trials(
+            is_over = run_trials(
                 studies,
                 space_file,
                 folder=folder,
@@ -139,10 +151,14 @@ def _run(
                 time_budget_s=time_budget_s,
                 observers=(progress, _Tracking(background, studies)),
             )
+    except KeyboardInterrupt:
+        flush_s = 0.0
+        raise
     finally:
-        left = background.close(_FLUSH_S)
+        left = background.close(flush_s)
     if left:
         logger.warning("%d runs are not up to date in MLflow: repeat the command later", left)
+    return is_over
 
 
 class _Tracking:
