@@ -30,6 +30,10 @@ PARAMETERS: dict[str, Any] = {
     },
     "network.depth": {"kind": "fixed", "value": 4},
 }
+LOSS = """The actor died unexpectedly before finishing this task.
+\tpid: 4711
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit \
+detail: End of file. Some common causes include: (1) the process was killed by the OOM killer."""
 EVENTS = "events.jsonl"  # beside the study's checkpoints: what analytic trials did, and where
 
 
@@ -58,21 +62,28 @@ def result_of(epoch: int, n_epochs: int, level: float) -> dict[str, Any]:
     }
 
 
+class FakeTrial(Trial):  # type: ignore[misc]
+    """A trial of Tune without a folder of its own."""
+
+    error_file = ""
+
+
 class FakeTune:
     """Calls searcher and scheduler as the controller of Ray Tune 2.60 does, in its order."""
 
-    def __init__(self, searcher: Searcher, scheduler: TrialScheduler) -> None:
-        self._searcher, self._scheduler = searcher, scheduler
+    def __init__(self, searcher: Searcher, scheduler: TrialScheduler, folder: Path) -> None:
+        self._searcher, self._scheduler, self._folder = searcher, scheduler, folder
         self.is_finished = False
 
-    def start(self) -> Trial | None:
+    def start(self) -> "FakeTrial | None":
         """The next trial; None if the searcher has none now, or none any more."""
         trial_id = Trial.generate_id()
         config = self._searcher.suggest(trial_id)
         self.is_finished = config == Searcher.FINISHED
         if config is None or self.is_finished:
             return None
-        trial = Trial("double", config=config, trial_id=trial_id, stub=True)
+        trial = FakeTrial("double", config=config, trial_id=trial_id, stub=True)
+        trial.error_file = str(self._folder / f"{trial_id}.txt")
         self._scheduler.on_trial_add(None, trial)
         return trial
 
@@ -92,6 +103,8 @@ class FakeTune:
 
     def lose_worker(self, trial: Trial, retries_left: bool) -> None:
         """The worker died: the trial is put back into the queue, or given up."""
+        with Path(trial.error_file).open("a") as file:
+            file.write(f"Failure # 1 (occurred at noon)\n{LOSS}\n")
         self._scheduler.on_trial_error(None, trial)
         if retries_left:
             self._scheduler.on_trial_add(None, trial)

@@ -1,0 +1,37 @@
+"""Reasons: one line, the kind first."""
+
+import pytest
+import torch
+
+from mimimi_core.config import ConfigError
+from mimimi_core.training import NonFiniteLossError
+from search.failures import reason_of, reason_of_loss
+from tests.doubles import LOSS
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NonFiniteLossError("train_loss is nan in epoch 1"), "non-finite: train_loss is nan"),
+        (torch.OutOfMemoryError("CUDA out of\nmemory"), "out of memory: CUDA out of memory"),
+        (MemoryError(), "out of memory: "),
+        (ConfigError("frontend.hop must be in 1..n_fft (512), got 1024"), "infeasible: frontend."),
+        (ValueError("two\nlines"), "crash: ValueError: two lines (test_failures.py:"),
+    ],
+)
+def test_each_kind_of_failure_has_its_word(error: Exception, reason: str) -> None:
+    try:
+        raise error
+    except Exception as raised:  # noqa: BLE001
+        found = reason_of(raised)
+    assert found.startswith(reason)
+    assert "\n" not in found
+
+
+def test_the_last_loss_of_a_worker_is_told_in_one_line() -> None:
+    errors = f"Failure # 1 (occurred at noon)\n{LOSS}\nFailure # 2 (occurred at one)\n"
+    errors += (
+        "ray::AnalyticTrial.train() (pid=7)\n  File x.py, line 3\n    raise y\nKeyError: 'pack'\n"
+    )
+    reason = reason_of_loss(errors)
+    assert reason == "worker lost: ray::AnalyticTrial.train() (pid=7) KeyError: 'pack'"

@@ -1,0 +1,360 @@
+"""The contract of the searcher, for each sampler and scheduler: every ending is booked as it was.
+
+Without Ray: `FakeTune` makes the calls that Tune's controller makes, on an analytic objective.
+"""
+
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from search.config import SamplerConfig, SchedulerConfig
+from search.schedulers import PerTypeScheduler, build_scheduler
+from search.searcher import StudySearcher, cached
+from search.space import Space
+from search.studies import TypeStudy, all_params, open_storage
+from tests.doubles import FakeTune, level_of, result_of, space_file
+
+EPOCHS = 4
+SAMPLERS = get_args(SamplerConfig.model_fields["name"].annotation)
+SCHEDULERS = get_args(SchedulerConfig.model_fields["name"].annotation)
+
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
+
+
+class Recorder:
+    """An observer; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, TrialState, int]] = []
+
+    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
+        epochs = len(trial.intermediate_values)
+        self.told.append((machine_type, trial.number, trial.state, epochs))
+
+
+@dataclass
+class Search:
+    """One run of a search: ends with its process, the storage stays."""
+
+    studies: Mapping[str, TypeStudy]
+    searcher: StudySearcher
+    tune: FakeTune
+    recorder: Recorder
+
+    def run_trial(self, level: float, epochs: int = EPOCHS) -> FrozenTrial:
+        """Start a trial and let it report; how it stands then."""
+        trial = self.tune.start()
+        assert trial is not None
+        for epoch in range(1, epochs + 1):
+            if not self.tune.report(trial, result_of(epoch, EPOCHS, level)):
+                break
+        return self.studies[trial.config["machine_type"]].trial(trial.config["number"])
+
+
+@contextmanager
+def searching(
+    folder: Path,
+    n_trials: int,
+    *,
+    sampler: str = "random",
+    scheduler: str = "asha",
+    machine_types: tuple[str, ...] = ("fan",),
+    slots: int = 2,
+) -> Iterator[Search]:
+    """What a process sets up that starts or continues a search."""
+    space = space_file(
+        trials=n_trials,
+        epochs=EPOCHS,
+        sampler={"name": sampler, "startup_trials": 3},
+        scheduler={"name": scheduler, "reduction_factor": 2.0},
+    )
+    with open_storage(folder / "s") as storage:
+        studies = {
+            name: TypeStudy(
+                storage,
+                name="s",
+                machine_type=name,
+                space=Space(space.parameters),
+                sampler=space.sampler,
+                seed=0,
+                identity={},
+            )
+            for name in machine_types
+        }
+        per_type = PerTypeScheduler(
+            {name: build_scheduler(space.scheduler, "val_auc", EPOCHS) for name in studies}
+        )
+        recorder = Recorder()
+        searcher = StudySearcher(
+            studies,
+            n_trials=n_trials,
+            build_config=lambda name, trial: {
+                "machine_type": name,
+                "number": trial.number,
+                "params": all_params(trial),
+            },
+            scheduler=per_type,
+            slots=lambda: slots,
+            observers=(recorder,),
+        )
+        yield Search(studies, searcher, FakeTune(searcher, per_type, folder), recorder)
+
+
+def curve(level: float, epochs: int = EPOCHS) -> dict[int, float]:
+    """The intermediate values of a trial that reports so many epochs."""
+    return {epoch: result_of(epoch, EPOCHS, level)["objective"] for epoch in range(1, epochs + 1)}
+
+
+@every_sampler
+@every_scheduler
+def test_complete(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    with searching(tmp_path, 1, sampler=sampler, scheduler=scheduler) as search:
+        trial = search.run_trial(0.9)
+        assert search.tune.start() is None
+        assert search.tune.is_finished
+    assert trial.state == TrialState.COMPLETE
+    assert trial.intermediate_values == curve(0.9)  # the last one came with the ending
+    assert trial.value == curve(0.9)[EPOCHS]
+    assert "reason" not in trial.user_attrs
+    for epoch in range(1, EPOCHS + 1):
+        stored = dict(trial.user_attrs[f"epoch/{epoch}"])
+        assert stored.pop("timestamp_ms") > 1e12
+        assert stored == result_of(epoch, EPOCHS, 0.9)["metrics"]
+
+
+@every_sampler
+@every_scheduler
+def test_stopped_by_the_scheduler(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    with searching(tmp_path, 3, sampler=sampler, scheduler=scheduler) as search:
+        search.run_trial(0.9)
+        poor = search.run_trial(0.6)
+        good = search.run_trial(0.95)
+    if scheduler == "none":
+        assert poor.state == TrialState.COMPLETE
+    else:
+        assert poor.state == TrialState.PRUNED
+        last = max(poor.intermediate_values)
+        assert last < EPOCHS
+        assert poor.intermediate_values == curve(0.6, last)
+        assert poor.value == curve(0.6)[last]
+        assert poor.user_attrs["reason"] == f"stopped by the scheduler after epoch {last}"
+    assert good.state == TrialState.COMPLETE
+
+
+@every_sampler
+@every_scheduler
+def test_failed(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    with searching(tmp_path, 2, sampler=sampler, scheduler=scheduler) as search:
+        trial = search.tune.start()
+        assert trial is not None
+        assert search.tune.report(trial, result_of(1, EPOCHS, 0.9))
+        search.tune.report(trial, {"failure": "out of memory: 8 GiB", "done": True})
+        failed = search.studies["fan"].trial(0)
+        assert search.run_trial(0.9).state == TrialState.COMPLETE
+    assert failed.state == TrialState.FAIL
+    assert failed.value is None
+    assert failed.intermediate_values == curve(0.9, 1)
+    assert failed.user_attrs["reason"] == "out of memory: 8 GiB"
+
+
+@every_sampler
+@every_scheduler
+@pytest.mark.parametrize(("epoch", "objective"), [(1, math.nan), (EPOCHS, math.inf)])
+def test_an_objective_that_is_no_number(
+    tmp_path: Path, sampler: str, scheduler: str, epoch: int, objective: float
+) -> None:
+    with searching(tmp_path, 3, sampler=sampler, scheduler=scheduler) as search:
+        search.run_trial(0.8)
+        trial = search.tune.start()
+        assert trial is not None
+        for good in range(1, epoch):
+            assert search.tune.report(trial, result_of(good, EPOCHS, 0.9))
+        broken = result_of(epoch, EPOCHS, 0.9) | {"objective": objective, "val_auc": objective}
+        assert not search.tune.report(trial, broken)  # not an epoch more is spent on it
+        failed = search.studies["fan"].trial(1)
+        assert search.run_trial(0.95).state == TrialState.COMPLETE
+    assert failed.state == TrialState.FAIL
+    assert failed.intermediate_values == curve(0.9, epoch - 1)
+    assert failed.user_attrs["reason"] == f"non-finite: objective {objective} in epoch {epoch}"
+
+
+@every_sampler
+@every_scheduler
+def test_worker_lost_and_retried(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    with searching(tmp_path, 1, sampler=sampler, scheduler=scheduler) as search:
+        trial = search.tune.start()
+        assert trial is not None
+        search.tune.report(trial, result_of(1, EPOCHS, 0.9))
+        search.tune.report(trial, result_of(2, EPOCHS, 0.9))
+        before = search.studies["fan"].trial(0)
+        search.tune.lose_worker(trial, retries_left=True)
+        assert search.studies["fan"].trial(0).state == TrialState.RUNNING
+        assert search.tune.report(trial, result_of(2, EPOCHS, 0.9))  # again, after the restart
+        again = search.studies["fan"].trial(0)
+        assert again.user_attrs == before.user_attrs
+        search.tune.report(trial, result_of(3, EPOCHS, 0.9))
+        search.tune.report(trial, result_of(4, EPOCHS, 0.9))
+        ended = search.studies["fan"].trial(0)
+    assert ended.state == TrialState.COMPLETE
+    assert ended.intermediate_values == curve(0.9)
+    assert ended.user_attrs["attempts"] == 2
+
+
+@every_sampler
+@every_scheduler
+def test_worker_lost_for_good(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    with searching(tmp_path, 2, sampler=sampler, scheduler=scheduler) as search:
+        trial = search.tune.start()
+        assert trial is not None
+        search.tune.report(trial, result_of(1, EPOCHS, 0.9))
+        for retries_left in (True, True, False):
+            search.tune.lose_worker(trial, retries_left)
+        lost = search.studies["fan"].trial(0)
+        assert search.run_trial(0.9).state == TrialState.COMPLETE
+    assert lost.state == TrialState.FAIL
+    assert lost.intermediate_values == curve(0.9, 1)
+    assert lost.user_attrs["attempts"] == 3
+    assert lost.user_attrs["reason"] == (
+        "worker lost: The actor died unexpectedly before finishing this task. The actor is dead "
+        "because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "End of file."
+    )
+
+
+@every_sampler
+@every_scheduler
+def test_cut_off_and_taken_up_by_the_next_run(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    with searching(tmp_path, 3, sampler=sampler, scheduler=scheduler) as search:
+        search.run_trial(0.8)
+        cut_off = search.run_trial(0.9, epochs=2)
+        assert cut_off.state == TrialState.RUNNING
+    with searching(tmp_path, 3, sampler=sampler, scheduler=scheduler) as search:
+        trial = search.tune.start()
+        assert trial is not None
+        assert trial.config["number"] == 1
+        assert trial.config["params"] == all_params(cut_off)
+        assert search.tune.report(trial, result_of(2, EPOCHS, 0.9))  # from the checkpoint, again
+        assert search.tune.report(trial, result_of(3, EPOCHS, 0.9))
+        assert not search.tune.report(trial, result_of(4, EPOCHS, 0.9))
+        ended = search.studies["fan"].trial(1)
+        search.run_trial(0.95)
+        assert search.tune.start() is None
+        assert search.tune.is_finished
+        states = [trial.state for trial in search.studies["fan"].trials()]
+    assert ended.intermediate_values == curve(0.9)
+    assert ended.user_attrs["epoch/1"] == cut_off.user_attrs["epoch/1"]
+    assert ended.user_attrs["attempts"] == 2
+    assert states == [TrialState.COMPLETE] * 3
+
+
+@every_sampler
+@every_scheduler
+def test_a_whole_search_leaves_nothing_behind(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    types = ("fan", "valve")
+    with searching(
+        tmp_path, 6, sampler=sampler, scheduler=scheduler, machine_types=types
+    ) as search:
+        live = []
+        while not search.tune.is_finished or live:
+            while (trial := search.tune.start()) is not None:
+                live.append((trial, iter(range(1, EPOCHS + 1))))
+            for trial, epochs in live[:]:
+                level = level_of(trial.config["params"])
+                if not search.tune.report(trial, result_of(next(epochs), EPOCHS, level)):
+                    live.remove((trial, epochs))
+        for study in search.studies.values():
+            trials = study.trials()
+            assert [trial.number for trial in trials] == list(range(6))
+            assert all(trial.state.is_finished() for trial in trials)
+            best = study.best()
+            assert best is not None
+            assert best.value == max(t.value for t in trials if t.state == TrialState.COMPLETE)
+
+
+def test_larger_budget_adds_only_the_difference(tmp_path: Path) -> None:
+    with searching(tmp_path, 2) as search:
+        first = [search.run_trial(0.8), search.run_trial(0.9)]
+    with searching(tmp_path, 3) as search:
+        assert search.run_trial(0.95).number == 2
+        assert search.tune.start() is None
+        assert search.tune.is_finished
+        assert search.studies["fan"].trials()[:2] == first
+    with searching(tmp_path, 1) as search:  # a smaller one takes nothing away
+        assert search.tune.start() is None
+        assert search.tune.is_finished
+
+
+def test_rungs_remember_the_trials_of_earlier_runs(tmp_path: Path) -> None:
+    with searching(tmp_path, 2) as search:
+        search.run_trial(0.9)
+    with searching(tmp_path, 2) as search:
+        assert search.run_trial(0.6).state == TrialState.PRUNED
+
+
+def test_machine_types_are_judged_apart_and_take_turns(tmp_path: Path) -> None:
+    with searching(tmp_path, 2, machine_types=("fan", "valve")) as search:
+        trials = [search.run_trial(level) for level in (0.9, 0.6, 0.95, 0.65)]
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+        order = [(name, number) for name, number, _, epochs in search.recorder.told if epochs == 0]
+        assert order == [("fan", 0), ("valve", 0), ("fan", 1), ("valve", 1)]
+
+
+def test_a_type_that_lags_behind_gets_the_slots(tmp_path: Path) -> None:
+    with searching(tmp_path, 2, machine_types=("fan",)) as search:
+        search.run_trial(0.9)
+        search.run_trial(0.95)
+    with searching(tmp_path, 3, machine_types=("fan", "valve"), slots=9) as search:
+        served = [search.tune.start() for _ in range(4)]
+        assert [trial.config["machine_type"] for trial in served if trial] == [
+            "valve",
+            "valve",
+            "fan",
+            "valve",
+        ]
+        assert search.tune.start() is None
+        assert search.tune.is_finished
+
+
+def test_no_more_trials_than_slots(tmp_path: Path) -> None:
+    with searching(tmp_path, 9, slots=2) as search:
+        first, second = search.tune.start(), search.tune.start()
+        assert first is not None
+        assert second is not None
+        assert search.tune.start() is None
+        assert not search.tune.is_finished
+        search.tune.report(first, {"failure": "crash: x", "done": True})
+        assert search.tune.start() is not None
+        assert search.tune.start() is None
+
+
+def test_observers_see_what_the_storage_already_has(tmp_path: Path) -> None:
+    with searching(tmp_path, 1) as search:
+        search.run_trial(0.9)
+        running = [("fan", 0, TrialState.RUNNING, epochs) for epochs in range(EPOCHS)]
+        assert search.recorder.told == [*running, ("fan", 0, TrialState.COMPLETE, EPOCHS)]
+
+
+def test_tune_finds_nothing_to_pickle(tmp_path: Path) -> None:
+    with searching(tmp_path, 1) as search:
+        assert search.searcher.__getstate__() == {}
+        assert pickle.dumps(search.searcher)
+        search.searcher.save_to_dir(str(tmp_path))
+        assert {path.name for path in tmp_path.iterdir()} == {"s"}
+
+
+def test_a_cached_reading_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("search.searcher.time.monotonic", lambda: now)
+    readings: Any = iter([4, 8])
+    get = cached(lambda: next(readings), seconds=1.0)
+    assert [get(), get()] == [4, 4]
+    now = 1.5
+    assert [get(), get()] == [8, 8]
