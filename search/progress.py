@@ -74,21 +74,21 @@ class Progress:
             "" if value is None else f", {self._objectives[machine_type]} {value:.3f}",
             max(trial.intermediate_values, default=0),
             self._n_epochs,
-            sum(t.state.is_finished() for t in study.trials()),
+            _n_finished(study),
             self._n_trials,
             self._eta(),
             f": {trial.user_attrs['reason']}" if trial.state == TrialState.FAIL else "",
         )
 
     def _n_done(self) -> int:
-        return sum(t.state.is_finished() for s in self._studies.values() for t in s.trials())
+        return sum(_n_finished(study) for study in self._studies.values())
 
     def _eta(self) -> str:
         """Time left at the pace so far."""
         done = self._n_done() - self._done_before
         if not done:
             return "?"
-        left = self._n_trials * len(self._studies) - self._n_done()
+        left = sum(max(0, self._n_trials - _n_finished(s)) for s in self._studies.values())
         seconds = (time.monotonic() - self._started) / done * left
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
@@ -104,11 +104,10 @@ class Progress:
             best = study.best()
             running = [t for t in trials if t.state == TrialState.RUNNING]
             counts = [str(sum(t.state == state for t in trials)) for state in _WORDS]
-            finished = sum(t.state.is_finished() for t in trials)
             objective = self._objectives[machine_type]
             table.add_row(
                 machine_type,
-                f"{finished}/{self._n_trials}",
+                f"{_n_finished(study)}/{self._n_trials}",
                 *counts,
                 "" if best is None else f"{objective} {best.value:.3f} (#{best.number})",
                 "  ".join(self._running(trial) for trial in running),
@@ -118,7 +117,12 @@ class Progress:
     def _running(self, trial: FrozenTrial) -> str:
         value = _last_value(trial)
         epoch = max(trial.intermediate_values, default=0)
-        return f"#{trial.number} {epoch}/{self._n_epochs}" + (f" {value:.3f}" if value else "")
+        shown = "" if value is None else f" {value:.3f}"
+        return f"#{trial.number} {epoch}/{self._n_epochs}{shown}"
+
+
+def _n_finished(study: TypeStudy) -> int:
+    return sum(trial.state.is_finished() for trial in study.trials())
 
 
 def _last_value(trial: FrozenTrial) -> float | None:
