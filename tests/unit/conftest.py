@@ -1,0 +1,17 @@
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny networks have no work for two threads, which on a busy machine wait for each other."""
+    torch = sys.modules.get("torch")  # not imported for those tests that do without it
+    if torch is None:
+        yield
+        return
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
