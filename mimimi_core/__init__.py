@@ -3,7 +3,20 @@
 Knows nothing of any search, cluster or tracker; `search` imports it, never the reverse.
 """
 
+from typing import TYPE_CHECKING
+
 from mimimi_core.config import NetworkConfig
-from mimimi_core.network import build_network
+
+if TYPE_CHECKING:
+    from mimimi_core.network import build_network
 
 __all__ = ["NetworkConfig", "build_network"]
+
+
+def __getattr__(name: str) -> object:
+    """Import torch, which takes seconds, only for those who build networks."""
+    if name == "build_network":
+        from mimimi_core.network import build_network
+
+        return build_network
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

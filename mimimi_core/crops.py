@@ -1,13 +1,16 @@
 """Cuts crops of clips out of one flat int16 tensor, batched, on whatever device holds it."""
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mimimi_core.config import FrontendConfig
-from mimimi_core.pack import Pack
+
+if TYPE_CHECKING:  # scoring a waveform needs no Arrow and no audio decoder
+    from mimimi_core.pack import Pack
 
 INT16_SCALE = 1.0 / 32768.0
 
@@ -52,7 +55,7 @@ class Crops:
         )
 
     @classmethod
-    def from_pack(cls, pack: Pack, config: FrontendConfig, device: torch.device) -> "Crops":
+    def from_pack(cls, pack: "Pack", config: FrontendConfig, device: torch.device) -> "Crops":
         """Crops of every clip of a pack, by its clip indices."""
         return cls(pack.samples, pack.starts, pack.lengths, config, device)
 
