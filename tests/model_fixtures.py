@@ -1,0 +1,91 @@
+"""Packs of tones held in memory, and networks small enough to be trained within a test."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mimimi_core.config import (
+    AugmentConfig,
+    FrontendConfig,
+    NetworkConfig,
+    TrainConfig,
+    TrialConfig,
+)
+from mimimi_core.pack import Pack
+
+FRONTEND = FrontendConfig(n_fft=64, hop=32, n_frames=8)  # crops of 288 samples, spectra 33 x 8
+NETWORK = NetworkConfig(channels=2, depth=3)
+AUGMENT_ALL = AugmentConfig(mixing=True, mask=True, noise=True, shift=True)
+CPU = torch.device("cpu")
+
+
+def tiny_config(augment: AugmentConfig | None = None, **train: Any) -> TrialConfig:
+    """Settings that train in milliseconds, in fp32 unless `train` says otherwise."""
+    settings: dict[str, Any] = {"precision": "fp32", "batch_size": 4, "epochs": 4, "lr": 3e-3}
+    return TrialConfig(
+        frontend=FRONTEND,
+        network=NETWORK,
+        augment=augment or AugmentConfig(),
+        train=TrainConfig(**settings | train),
+    )
+
+
+def make_pack(
+    clips: Sequence[np.ndarray],
+    id_index: Sequence[int],
+    labels: Sequence[int],
+    splits: Sequence[str],
+) -> Pack:
+    """A pack that lies in no file; ids are named id_00, id_02, ..."""
+    lengths = np.array([len(clip) for clip in clips], dtype=np.int64)
+    return Pack(
+        path=Path("nowhere.arrow"),
+        machine_type="fan",
+        sample_rate=16000,
+        data_hash="0" * 16,
+        names=tuple(f"fan/{n}.wav" for n in range(len(clips))),
+        machine_ids=tuple(f"id_{2 * i:02d}" for i in range(max(id_index) + 1)),
+        samples=np.concatenate(clips).astype(np.int16),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        id_index=np.array(id_index, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        splits=np.array(splits),
+    )
+
+
+def tone(frequency: float, rng: np.random.Generator, n_samples: int = 800) -> np.ndarray:
+    """int16 `(N,)`: a tone of random phase in a little noise."""
+    phase = 2 * np.pi * (frequency * np.arange(n_samples) / 16000 + rng.random())
+    return np.round(8000 * np.sin(phase) + 400 * rng.standard_normal(n_samples)).astype(np.int16)
+
+
+def tone_pack(n_ids: int = 2, n_train: int = 7, n_other: int = 3) -> Pack:
+    """Each id hums at its own pitch; its anomalies drift towards that of the next id.
+
+    Per id: `n_train` normals to train on, `n_other` held out, and as many normals and anomalies
+    each in val and test.
+    """
+    rng = np.random.default_rng(0)
+    clips, ids, labels, splits = [], [], [], []
+    parts = [("train", 0, n_train), ("holdout", 0, n_other)]
+    parts += [(split, label, n_other) for split in ("val", "test") for label in (0, 1)]
+    for index in range(n_ids):
+        for split, label, n in parts:
+            for _ in range(n):
+                clips.append(tone(1000 + 1500 * index + 700 * label, rng))
+                ids.append(index)
+                labels.append(label)
+                splits.append(split)
+    return make_pack(clips, ids, labels, splits)
+
+
+def resplit(pack: Pack, chosen: np.ndarray, split: str) -> Pack:
+    """The pack with the chosen clips in another split."""
+    splits = pack.splits.copy()
+    splits[chosen] = split
+    return dataclasses.replace(pack, splits=splits)
