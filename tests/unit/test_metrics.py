@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from mimimi_core.metrics import AucReport, auc_report
+
+IDS = ("id_00", "id_02", "id_04", "id_06")
+
+
+def _clips(
+    n_normal: int, n_anomaly: int, auc: float, seed: int, n_ids: int = 4
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(scores, labels, id_index): normal scores per id, anomalous ones shifted to a true AUC."""
+    rng = np.random.default_rng(seed)
+    labels = np.tile(np.repeat([0, 1], [n_normal, n_anomaly]), n_ids)
+    scores = rng.standard_normal(len(labels)) + labels * np.sqrt(2) * norm.ppf(auc)
+    return scores, labels, np.repeat(np.arange(n_ids), n_normal + n_anomaly)
+
+
+def _of_one(normal: list[float], anomaly: list[float]) -> AucReport:
+    labels = np.repeat([0, 1], [len(normal), len(anomaly)])
+    return auc_report(np.array(normal + anomaly), labels, np.zeros(len(labels), int), ["id_00"])
+
+
+def test_auc_and_pauc_of_each_id_are_scikit_learns_and_the_mean_is_over_ids() -> None:
+    scores, labels, ids = _clips(30, 20, 0.8, seed=1)
+    scores = np.round(scores, 1)  # with ties
+    order = np.random.default_rng(2).permutation(len(scores))
+    report = auc_report(scores[order], labels[order], ids[order], IDS)
+    aucs = [roc_auc_score(labels[ids == i], scores[ids == i]) for i in range(4)]
+    paucs = [roc_auc_score(labels[ids == i], scores[ids == i], max_fpr=0.1) for i in range(4)]
+    assert [x.machine_id for x in report.per_id] == list(IDS)
+    assert [x.auc for x in report.per_id] == pytest.approx(aucs, abs=1e-12)
+    assert [x.pauc for x in report.per_id] == pytest.approx(paucs, abs=1e-12)
+    assert report.auc == pytest.approx(np.mean(aucs), abs=1e-12)
+    assert report.pauc == pytest.approx(np.mean(paucs), abs=1e-12)
+    assert report.worst_auc == pytest.approx(min(aucs), abs=1e-12)
+    assert all((x.n_normal, x.n_anomaly) == (30, 20) for x in report.per_id)
+    assert report.n_clips == 200
+    assert report.without_auc == ()
+
+
+def test_auc_and_pauc_by_hand() -> None:
+    """Ten normals at 0..9; one anomaly beats all, one only the lowest."""
+    report = _of_one([float(n) for n in range(10)], [9.5, 0.5])
+    assert report.auc == pytest.approx((10 + 1) / 20)
+    area, lowest, highest = 0.1 * 0.5, 0.1**2 / 2, 0.1
+    assert report.pauc == pytest.approx(0.5 * (1 + (area - lowest) / (highest - lowest)))
+
+
+@pytest.mark.parametrize(
+    ("normal", "anomaly", "auc"),
+    [([0.0, 1.0], [2.0], 1.0), ([2.0], [0.0], 0.0), ([1.0], [1.0], 0.5)],
+)
+def test_extremes_and_ties(normal: list[float], anomaly: list[float], auc: float) -> None:
+    assert _of_one(normal, anomaly).auc == auc
+
+
+def test_scores_of_different_ids_are_never_compared() -> None:
+    scores, labels, ids = _clips(15, 15, 0.75, seed=3)
+    apart = auc_report(scores + 1000.0 * ids, labels, ids, IDS)
+    together = auc_report(scores, labels, ids, IDS)
+    for mine, theirs in zip(apart.per_id, together.per_id, strict=True):
+        assert (mine.auc, mine.pauc) == (theirs.auc, theirs.pauc)
+    assert (apart.auc, apart.pauc, apart.ci) == (together.auc, together.pauc, together.ci)
+    pooled = roc_auc_score(labels, scores + 1000.0 * ids)
+    assert abs(pooled - together.auc) > 0.1
+
+
+def test_ids_weigh_the_same_whatever_their_number_of_clips() -> None:
+    labels = np.repeat([0, 1, 0, 1], [1, 1, 50, 50])
+    ids = np.repeat([0, 0, 1, 1], [1, 1, 50, 50])
+    scores = np.concatenate([[1.0, 0.0], np.zeros(50), np.ones(50)])
+    assert auc_report(scores, labels, ids, IDS[:2]).auc == 0.5
+
+
+def test_ids_without_both_labels_are_named_and_left_out() -> None:
+    scores, labels, ids = _clips(6, 6, 0.8, seed=4)
+    kept = ~((ids == 1) & (labels == 1)) & ~((ids == 2) & (labels == 0)) & (ids != 3)
+    report = auc_report(scores[kept], labels[kept], ids[kept], IDS)
+    assert report.without_auc == ("id_02", "id_04", "id_06")
+    assert [(x.n_normal, x.n_anomaly) for x in report.per_id] == [(6, 6), (6, 0), (0, 6), (0, 0)]
+    for x in report.per_id[1:]:
+        assert (x.auc, x.pauc, x.ci) == (None, None, None)
+    assert report.auc == report.worst_auc == report.per_id[0].auc
+    assert report.pauc == report.per_id[0].pauc
+    assert report.n_clips == 12
+
+
+@pytest.mark.parametrize("label", [None, 0, 1])
+def test_no_id_with_both_labels_means_no_auc(label: int | None) -> None:
+    labels = np.array([] if label is None else [label] * 3, dtype=np.int64)
+    report = auc_report(np.zeros(len(labels)), labels, np.zeros(len(labels), int), IDS[:2])
+    assert (report.auc, report.pauc, report.ci, report.worst_auc) == (None, None, None, None)
+    assert report.without_auc == IDS[:2]
+    assert report.n_clips == 0
+
+
+@pytest.mark.parametrize("n_normal", [1, 2, 7, 40])
+@pytest.mark.parametrize("n_anomaly", [1, 3, 25])
+@pytest.mark.parametrize("auc", [0.02, 0.5, 0.9, 0.999])
+def test_an_interval_holds_its_estimate_and_has_a_width(
+    n_normal: int, n_anomaly: int, auc: float
+) -> None:
+    report = auc_report(*_clips(n_normal, n_anomaly, auc, seed=5), IDS)
+    for estimate, ci in [(report.auc, report.ci), *((x.auc, x.ci) for x in report.per_id)]:
+        assert estimate is not None
+        assert ci is not None
+        assert 0 <= ci[0] <= estimate <= ci[1] <= 1
+        assert ci[1] - ci[0] > 0.01
+
+
+@pytest.mark.parametrize("auc", [0.0, 1.0])
+def test_one_clip_a_side_proves_nothing(auc: float) -> None:
+    report = _of_one([0.0], [1.0 if auc else -1.0])
+    for ci in (report.ci, report.per_id[0].ci):
+        assert ci is not None
+        assert ci[1] - ci[0] > 0.5
+
+
+@pytest.mark.parametrize("auc", [0.7, 0.95])
+def test_more_clips_narrow_the_interval(auc: float) -> None:
+    widths = []
+    for n in (5, 20, 80, 320):
+        report = auc_report(*_clips(n, n, auc, seed=6), IDS, n_bootstrap=400)
+        assert report.ci is not None
+        widths.append(report.ci[1] - report.ci[0])
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < widths[0] / 4  # as one over the root of n: an eighth
+
+
+def test_the_mean_is_known_better_than_an_id() -> None:
+    report = auc_report(*_clips(20, 20, 0.8, seed=7), IDS)
+    assert report.ci is not None
+    of_ids = [x.ci[1] - x.ci[0] for x in report.per_id if x.ci is not None]
+    assert report.ci[1] - report.ci[0] < 0.75 * np.mean(of_ids)
+
+
+@pytest.mark.parametrize("true_auc", [0.8, 0.95])
+def test_the_interval_of_the_mean_covers_the_truth(true_auc: float) -> None:
+    """Of 120 draws of 4 ids x (12 + 12) clips; 95 % is asked, 0.88 allows for the draws."""
+    hits = 0
+    for seed in range(120):
+        report = auc_report(*_clips(12, 12, true_auc, seed=1000 + seed), IDS, n_bootstrap=200)
+        assert report.ci is not None
+        hits += report.ci[0] <= true_auc <= report.ci[1]
+    assert 0.88 <= hits / 120 <= 1
+
+
+def test_the_seed_decides_the_interval() -> None:
+    clips = _clips(12, 12, 0.8, seed=8)
+    assert auc_report(*clips, IDS, seed=1) == auc_report(*clips, IDS, seed=1)
+    first, other = (auc_report(*clips, IDS, seed=seed) for seed in (1, 2))
+    assert first.per_id != other.per_id
+    assert (first.auc, first.pauc) == (other.auc, other.pauc)
