@@ -1,5 +1,7 @@
 """Saves and loads tensors so that a file is either whole or absent, and never runs code on load."""
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,21 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         CheckpointError: The file is missing, cut short or not a checkpoint.
     """
     try:
+        if not zipfile.is_zipfile(path):  # else torch tries a format of old, without a check
+            raise ValueError("no zip archive")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no readable checkpoint ({error})") from error
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        # torch's own message runs over many lines and advises to load without this safety
+        raise CheckpointError(
+            f"{path} is no readable checkpoint: missing, cut short or of another kind "
+            f"({type(error).__name__})"
+        ) from error
     return state

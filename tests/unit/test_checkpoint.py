@@ -1,0 +1,94 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mimimi_core import checkpoint
+from mimimi_core.checkpoint import CheckpointError
+from tests.model_fixtures import CPU
+
+STATE: dict[str, Any] = {
+    "params": {"train.lr": 1e-3, "network.attention": True, "train.precision": "auto"},
+    "epoch": 3,
+    "network": {"weight": torch.arange(12.0).reshape(3, 4), "count": torch.tensor(7)},
+}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "state.pt"
+    checkpoint.save(STATE, path)
+    loaded = checkpoint.load(path, CPU)
+    assert loaded["params"] == STATE["params"]
+    assert loaded["epoch"] == 3
+    for name, tensor in STATE["network"].items():
+        assert torch.equal(loaded["network"][name], tensor)
+        assert loaded["network"][name].dtype == tensor.dtype
+    assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_a_failure_half_way_leaves_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.save(STATE, path)
+
+    def write_half(state: object, target: Path) -> None:
+        target.write_bytes(path.read_bytes()[:100])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(STATE | {"epoch": 4}, path)
+    assert checkpoint.load(path, CPU)["epoch"] == 3
+
+
+def test_a_state_replaces_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    for epoch in (1, 2):
+        checkpoint.save(STATE | {"epoch": epoch}, path)
+    assert checkpoint.load(path, CPU)["epoch"] == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999])
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.save(STATE, path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(share * len(raw))])
+    with pytest.raises(CheckpointError, match=r"state\.pt is no readable checkpoint"):
+        checkpoint.load(path, CPU)
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint at all", b"\x80", b"RIFF" + bytes(100)])
+def test_any_other_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state\.pt is no readable checkpoint"):
+        checkpoint.load(path, CPU)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing\.pt is no readable checkpoint"):
+        checkpoint.load(tmp_path / "nothing.pt", CPU)
+
+
+class _Payload:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)  # noqa: PTH102 - a pickle needs a plain function
+
+
+def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "state.pt", tmp_path / "trace"
+    torch.save({"epoch": _Payload(trace)}, path)
+    with pytest.raises(CheckpointError, match=r"state\.pt is no readable checkpoint"):
+        checkpoint.load(path, CPU)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # it would have run
