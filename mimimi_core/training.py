@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimimi_core import augment, checkpoint
-from mimimi_core.config import TrialConfig
+from mimimi_core.config import ConfigError, TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.metrics import AucReport, auc_report
@@ -42,10 +42,16 @@ class Training:
     continues bit for bit as if it had never stopped (on CPU).
 
     Raises:
-        ConfigError: Fewer than two machine ids, or settings that do not fit together.
+        ConfigError: Fewer than two machine ids, or no clip to train on.
     """
 
     def __init__(self, config: TrialConfig, pack: Pack, device: torch.device | None = None) -> None:
+        clips = pack.select("train", label=0)
+        if not len(clips):
+            raise ConfigError(
+                f"{pack.machine_type}: there is no normal clip to train on: add normal recordings "
+                "to its train folder"
+            )
         self.config, self.pack = config, pack
         self.device = device or pick_device()
         self.bf16 = use_bf16(config.train.precision, self.device)
@@ -62,7 +68,6 @@ class Training:
             fused=True,
         )
         self.epoch = 0
-        clips = pack.select("train", label=0)
         self._clips = torch.from_numpy(clips).to(self.device)
         self._ids = torch.from_numpy(pack.id_index).to(self.device)
         of_id = [clips[pack.id_index[clips] == i] for i in range(len(pack.machine_ids))]
@@ -110,15 +115,16 @@ class Training:
 
     def scores(self, clips: np.ndarray) -> ClipScores:
         """Score clips of the pack, each under its own id."""
-        self.network.eval()
-        nll = score_clips(self.network, self.frontend, self.crops, clips, self.bf16)
+        if not len(clips):
+            nll = np.empty((0, len(self.pack.machine_ids)))
+        else:
+            self.network.eval()
+            nll = score_clips(self.network, self.frontend, self.crops, clips, self.bf16)
         return ClipScores(clips=clips, id_index=self.pack.id_index[clips], nll=nll)
 
     def auc_report(self, *splits: str) -> AucReport:
         """AUCs over the labelled clips of the named splits."""
         clips = np.concatenate([self.pack.select(split) for split in splits])
-        if not len(clips):
-            return auc_report(np.empty(0), np.empty(0), np.empty(0), self.pack.machine_ids)
         found = self.scores(clips)
         return auc_report(
             found.scores, self.pack.labels[clips], found.id_index, self.pack.machine_ids
@@ -159,8 +165,17 @@ class Training:
         checkpoint.save(state, path)
 
     def restore(self, path: Path) -> dict[str, float]:
-        """Continue where `save` left off; returns the metrics it was given."""
+        """Continue where `save` left off; returns the metrics it was given.
+
+        Raises:
+            CheckpointError: The file is unreadable, or of a training on other machine ids.
+        """
         state: dict[str, Any] = checkpoint.load(path, self.device)
+        if state["machine_ids"] != list(self.pack.machine_ids):
+            raise checkpoint.CheckpointError(
+                f"{path} learned {', '.join(state['machine_ids'])}, but the clips are of "
+                f"{', '.join(self.pack.machine_ids)}: train on them anew"
+            )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from mimimi_core.evaluation import build_detector, describe, evaluate
+from mimimi_core.scoring import fit_threshold
+from mimimi_core.training import Training
+from tests.model_fixtures import CPU, resplit, tiny_config, tone_pack
+
+
+@pytest.fixture(scope="module")
+def training() -> Training:
+    training = Training(tiny_config(), tone_pack(n_other=5), CPU)
+    training.run_epoch()
+    return training
+
+
+def test_each_split_is_judged_on_its_own_clips(training: Training) -> None:
+    pack, found = training.pack, evaluate(training)
+    assert found.val == training.auc_report("val")
+    assert found.test == training.auc_report("test")
+    assert found.dev == training.auc_report("val", "test")
+    assert (found.val.n_clips, found.test.n_clips, found.dev.n_clips) == (20, 20, 40)
+    assert found.test_scores.clips.tolist() == pack.select("test").tolist()
+
+
+def test_thresholds_come_from_held_out_normals_alone(training: Training) -> None:
+    pack, found = training.pack, evaluate(training)
+    for index, machine_id in enumerate(pack.machine_ids):
+        is_held_out = (pack.splits == "holdout") | (pack.splits == "val")
+        clips = np.flatnonzero(is_held_out & (pack.labels == 0) & (pack.id_index == index))
+        expected = fit_threshold(training.scores(clips).scores)
+        threshold = found.thresholds[machine_id]
+        assert threshold is not None
+        assert expected is not None
+        assert threshold.n_normals == 10
+        assert threshold.value == pytest.approx(expected.value, rel=1e-4)
+
+
+def test_without_test_clips_there_is_an_evaluation_without_a_test(training: Training) -> None:
+    pack = training.pack
+    untested = Training(tiny_config(), resplit(pack, pack.select("test"), "unused"), CPU)
+    found = evaluate(untested)
+    assert found.test.auc is None
+    assert found.dev == found.val
+    assert len(found.test_scores.scores) == 0
+    assert describe(found.test, "fan test_auc") == [
+        "fan test_auc: none, no machine id has both normal and anomalous clips there"
+    ]
+
+
+def test_without_held_out_normals_there_are_no_thresholds(training: Training) -> None:
+    pack = training.pack
+    bare = resplit(pack, np.flatnonzero((pack.splits != "train") & (pack.labels == 0)), "unused")
+    found = evaluate(Training(tiny_config(), bare, CPU))
+    assert found.thresholds == {"id_00": None, "id_02": None}
+
+
+def test_a_description_names_the_ids_without_an_auc(training: Training) -> None:
+    pack = training.pack
+    anomalies = np.flatnonzero((pack.splits == "test") & (pack.labels == 1) & (pack.id_index == 1))
+    report = evaluate(Training(tiny_config(), resplit(pack, anomalies, "unused"), CPU)).test
+    first, id_00, id_02 = describe(report, "fan test_auc")
+    assert report.auc is not None
+    assert report.ci is not None
+    assert first.startswith(f"fan test_auc {report.auc:.3f} [{report.ci[0]:.3f}, ")
+    assert first.endswith("(10 clips)")
+    assert "id_00  AUC" in id_00
+    assert "5 normal, 5 anomalous" in id_00
+    assert "id_02  no AUC, left out of the mean (5 normal, 0 anomalous)" in id_02
+
+
+def test_the_detector_scores_as_the_training_did(training: Training) -> None:
+    pack, found = training.pack, evaluate(training)
+    detector = build_detector(training, found)
+    assert (detector.machine_type, detector.machine_ids) == ("fan", pack.machine_ids)
+    assert detector.thresholds == found.thresholds
+    np.testing.assert_allclose(
+        detector.score_pack(pack, pack.select("test")), found.test_scores.scores, atol=1e-5
+    )
