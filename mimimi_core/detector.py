@@ -8,19 +8,21 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mimimi_core.config import ConfigError, TrialConfig
+from mimimi_core.config import TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.network import ComplexNetwork, build_network
-from mimimi_core.pack import Pack
 from mimimi_core.precision import pick_device, use_bf16
 from mimimi_core.scoring import Threshold, score_clips
+
+if TYPE_CHECKING:
+    from mimimi_core.pack import Pack
 
 WEIGHTS, SETTINGS = "weights.safetensors", "detector.json"
 
@@ -89,20 +91,13 @@ class Detector:
             machine_ids = settings["machine_ids"]
             network = build_network(config.network, len(machine_ids))
             network.load_state_dict(load_file(folder / WEIGHTS))
+            saved = settings["thresholds"]
             thresholds = {
-                machine_id: Threshold(**values) if values else None
-                for machine_id, values in settings["thresholds"].items()
+                machine_id: Threshold(**saved[machine_id]) if saved[machine_id] else None
+                for machine_id in machine_ids
             }
             machine_type = settings["machine_type"]
-        except (
-            OSError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            ConfigError,
-            json.JSONDecodeError,
-            SafetensorError,
-        ) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DetectorError(f"{folder} holds no readable detector: {error}") from error
         return cls(
             config=config,
@@ -116,18 +111,24 @@ class Detector:
         """Anomaly scores float64 `(n,)` of int16 waveforms `(N,)` at the detector's sample rate.
 
         Raises:
-            DetectorError: The id is not one that the network learned.
+            DetectorError: The id is not one that the network learned, or a waveform is not int16.
         """
         if machine_id not in self.machine_ids:
             raise DetectorError(
                 f"machine id {machine_id!r} is unknown to this {self.machine_type} model; "
                 f"it knows {', '.join(self.machine_ids)}"
             )
+        for waveform in waveforms:
+            if waveform.dtype != np.int16 or waveform.ndim != 1 or not len(waveform):
+                raise DetectorError(
+                    "a waveform must be int16 samples of one channel, got "
+                    f"{waveform.dtype} of shape {waveform.shape}"
+                )
         crops = Crops.from_waveforms(list(waveforms), self.config.frontend, self.device)
         nll = self._nll(crops, np.arange(len(waveforms)))
         return nll[:, self.machine_ids.index(machine_id)]
 
-    def score_pack(self, pack: Pack, clips: np.ndarray) -> np.ndarray:
+    def score_pack(self, pack: "Pack", clips: np.ndarray) -> np.ndarray:
         """Anomaly scores float64 `(n,)` of clips of a pack, whose ids must all be known."""
         crops = Crops.from_pack(pack, self.config.frontend, self.device)
         columns = [self.machine_ids.index(pack.machine_ids[i]) for i in pack.id_index[clips]]
@@ -152,24 +153,46 @@ class _Pyfunc:
         self._detector = detector
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """Score a data frame with columns `machine_id` and `waveform` (floats in [-1, 1])."""
+        """Score a data frame with columns `machine_id` and `waveform` (floats in [-1, 1]).
+
+        Returns:
+            A row each of `score`, `threshold` and `decision`; without a threshold NaN and None.
+
+        Raises:
+            ValueError: A waveform is empty, not of one channel, not finite or beyond full scale.
+            DetectorError: A machine id is unknown.
+        """
         import pandas as pd  # only where a data frame comes in, so it is there
 
-        rows = []
-        for machine_id, waveform in zip(
-            model_input["machine_id"], model_input["waveform"], strict=True
-        ):
-            samples = np.clip(np.round(np.asarray(waveform, np.float64) * 32768), -32768, 32767)
-            score = float(self._detector.score([samples.astype(np.int16)], machine_id)[0])
-            threshold = self._detector.thresholds[machine_id]
-            rows.append(
-                {
-                    "score": score,
-                    "threshold": threshold.value if threshold else None,
-                    "decision": self._detector.decide(score, machine_id),
-                }
-            )
-        return pd.DataFrame(rows, columns=["score", "threshold", "decision"])
+        ids = list(model_input["machine_id"])
+        scores = [
+            self._detector.score([_to_int16(waveform, row)], ids[row])[0]
+            for row, waveform in enumerate(model_input["waveform"])
+        ]
+        thresholds = [self._detector.thresholds[machine_id] for machine_id in ids]
+        decisions = [self._detector.decide(*row) for row in zip(scores, ids, strict=True)]
+        return pd.DataFrame(
+            {
+                "score": pd.Series(scores, dtype=np.float64),
+                "threshold": pd.Series([t and t.value for t in thresholds], dtype=np.float64),
+                "decision": pd.Series(decisions, dtype=object),
+            }
+        )
+
+
+def _to_int16(waveform: Any, row: int) -> np.ndarray:
+    samples = np.asarray(waveform, np.float64)
+    if samples.ndim != 1 or not len(samples):
+        raise ValueError(
+            f"row {row}: waveform must hold samples of one channel, got shape {samples.shape}"
+        )
+    peak = np.abs(samples).max()
+    if not peak <= 1:  # which NaN is not, either
+        raise ValueError(
+            f"row {row}: waveform must lie in [-1, 1], got a peak of {peak:g}; "
+            "divide int16 samples by 32768"
+        )
+    return np.minimum(np.round(samples * 32768), 32767).astype(np.int16)
 
 
 def _load_pyfunc(path: str) -> _Pyfunc:
