@@ -144,6 +144,13 @@ class Resources(_Model):
         return gpu
 
 
+class ConfirmationConfig(_Model):
+    """How the winner is chosen: the best trials are trained again with fresh seeds."""
+
+    top: int = Field(default=3, ge=0)  # finalists; 0 takes the best trial as it is
+    seeds: int = Field(default=2, ge=1)  # trainings of each
+
+
 class StudySettings(_Model):
     """Budgets, per machine type."""
 
@@ -159,6 +166,7 @@ class SpaceFile(_Model):
     resources: Resources = Resources()
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    confirmation: ConfirmationConfig = ConfirmationConfig()
     parameters: dict[str, Parameter] = Field(min_length=1)
 
     @model_validator(mode="after")

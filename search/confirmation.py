@@ -1,12 +1,113 @@
 """Chooses the winner by fresh seeds: the best of many noisy trials overstates itself.
 
-The best trials are trained again with seeds that the search never saw, and the highest mean wins.
+The best trials are trained again in full with seeds that the search never saw, and the highest mean
+wins. What every seed reached is noted in Optuna's storage, so a killed confirmation continues.
 """
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import ray
 from optuna.trial import FrozenTrial, TrialState
+
+from search.config import SpaceFile
+from search.failures import WORKER_RETRIES, reason_of
+from search.launch import checkpoint_folder, worker_config
+from search.studies import TypeStudy
+from search.trainable import CHECKPOINT, open_training
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """The trial that is to be tested, and what is known of it from the validation clips."""
+
+    number: int
+    checkpoint: Path
+    objectives: tuple[float, ...]  # of the fresh seeds; of the trial itself without confirmation
+
+    @property
+    def mean(self) -> float:
+        """The estimate that does not flatter."""
+        return float(np.mean(self.objectives))
+
+
+def confirm(
+    studies: Mapping[str, TypeStudy],
+    space: SpaceFile,
+    *,
+    folder: Path,
+    packs: Mapping[str, Path],
+    resources: Mapping[str, float],
+) -> None:
+    """Train every finalist of every machine type with fresh seeds, all slots of the cluster busy.
+
+    Args:
+        studies: One per machine type, their trials ended.
+        space: How many finalists and seeds, and the epochs.
+        folder: Of the whole study.
+        packs: Pack of each machine type.
+        resources: Of one training.
+    """
+    train = ray.remote(_train).options(
+        num_cpus=resources["cpu"], num_gpus=resources["gpu"], max_retries=WORKER_RETRIES
+    )
+    running = {}
+    for machine_type, study in studies.items():
+        for number in finalists(study.trials(), space.confirmation.top):
+            for index in range(space.confirmation.seeds):
+                if study.noted(_key(number, index)) is None:
+                    config = worker_config(
+                        study,
+                        number,
+                        space,
+                        packs[machine_type],
+                        resources,
+                        checkpoint=_folder(folder, machine_type, number, index),
+                        seed=study.train_seed(number, index),
+                    )
+                    running[train.remote(config)] = (study, number, index)
+    while running:
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        study, number, index = running.pop(done)
+        try:
+            note = ray.get(done)
+        except ray.exceptions.RayError as error:
+            note = {"failure": f"worker lost: {str(error).splitlines()[0]}"}
+        study.note(_key(number, index), note | {"timestamp_ms": int(time.time() * 1000)})
+        outcome = note.get("failure") or f"{note['objective']:.3f}"
+        shown = (study.machine_type, number, index + 1, space.confirmation.seeds, outcome)
+        logger.info("%s trial %d confirmed with fresh seed %d of %d: %s", *shown)
+
+
+def find_winner(study: TypeStudy, space: SpaceFile, folder: Path) -> Winner | None:
+    """The finalist with the highest mean; without confirmation, the best trial itself.
+
+    The network that goes on is that of the first fresh seed: choosing among seeds would be
+    selection again. A finalist that fails with a fresh seed is no winner.
+    """
+    values = {}
+    for number in finalists(study.trials(), space.confirmation.top):
+        notes = [study.noted(_key(number, i)) for i in range(space.confirmation.seeds)]
+        if all(note and "objective" in note for note in notes):
+            values[number] = [note["objective"] for note in notes]
+    if values:
+        number = choose(values)
+        checkpoint = _folder(folder, study.machine_type, number, 0) / CHECKPOINT
+        return Winner(number=number, checkpoint=checkpoint, objectives=tuple(values[number]))
+    best = study.best()
+    if best is None or best.value is None:
+        return None
+    if space.confirmation.top:
+        logger.warning("%s: no finalist is confirmed, the best trial stands", study.machine_type)
+    checkpoint = checkpoint_folder(folder, study.machine_type, best.number) / CHECKPOINT
+    return Winner(number=best.number, checkpoint=checkpoint, objectives=(best.value,))
 
 
 def finalists(trials: Sequence[FrozenTrial], k: int) -> list[int]:
@@ -23,3 +124,23 @@ def choose(values: Mapping[int, Sequence[float]]) -> int:
         values: Number of a finalist -> objective of each of its seeds, at least one.
     """
     return min(values, key=lambda number: (-float(np.mean(values[number])), number))
+
+
+def _key(number: int, index: int) -> str:
+    return f"confirmation/{number}/{index}"
+
+
+def _folder(study_folder: Path, machine_type: str, number: int, index: int) -> Path:
+    return (study_folder / "confirmation" / machine_type / f"{number:05d}-{index}").absolute()
+
+
+def _train(config: dict[str, Any]) -> dict[str, Any]:
+    """On a worker: a whole training, continued from its checkpoint if it has one."""
+    try:
+        training, metrics = open_training(config)
+        while training.epoch < training.config.train.epochs:
+            metrics = training.run_epoch()
+            training.save(Path(config["checkpoint"]) / CHECKPOINT, metrics)
+    except Exception as error:  # noqa: BLE001 - told, as for every trial
+        return {"failure": reason_of(error)}
+    return {"objective": metrics[training.objective], "metrics": metrics}

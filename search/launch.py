@@ -120,16 +120,11 @@ def run_trials(
     """
 
     def config_of(machine_type: str, trial: FrozenTrial) -> Config:
-        seed = studies[machine_type].train_seed(trial.number)
-        owned = {"train.epochs": space.study.epochs, "train.seed": seed}
-        return {
-            "machine_type": machine_type,
-            "number": trial.number,
-            "params": all_params(trial) | owned,
-            "pack": str(packs[machine_type].absolute()),
-            "checkpoint": str(checkpoint_folder(folder, machine_type, trial.number)),
-            "threads": max(1, int(resources["cpu"])),
-        }
+        study, number = studies[machine_type], trial.number
+        checkpoint, seed = checkpoint_folder(folder, machine_type, number), study.train_seed(number)
+        return worker_config(
+            study, number, space, packs[machine_type], resources, checkpoint=checkpoint, seed=seed
+        )
 
     scheduler = PerTypeScheduler(
         {
@@ -172,6 +167,28 @@ def run_trials(
         tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)
     return not interrupt.is_set
+
+
+def worker_config(
+    study: TypeStudy,
+    number: int,
+    space: SpaceFile,
+    pack: Path,
+    resources: Mapping[str, float],
+    *,
+    checkpoint: Path,
+    seed: int,
+) -> Config:
+    """What a worker needs to train a trial's parameters; see `trainable.open_training`."""
+    owned = {"train.epochs": space.study.epochs, "train.seed": seed}
+    return {
+        "machine_type": study.machine_type,
+        "number": number,
+        "params": all_params(study.trial(number)) | owned,
+        "pack": str(pack.absolute()),
+        "checkpoint": str(checkpoint),
+        "threads": max(1, int(resources["cpu"])),
+    }
 
 
 def checkpoint_folder(study_folder: Path, machine_type: str, number: int) -> Path:

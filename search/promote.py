@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from mimimi_core import plots
 from mimimi_core.detector import Detector
@@ -17,16 +17,15 @@ from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluat
 from mimimi_core.metrics import AucReport, auc_report
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
-from search.launch import checkpoint_folder
+from search.confirmation import Winner
 from search.registry import Registry
-from search.studies import EPOCH, TypeStudy
+from search.studies import TypeStudy
 from search.tracking import Tracker
-from search.trainable import CHECKPOINT
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["auto", "never"]
-_FINDINGS = ("best_val_auc", "test_auc", "test_auc_ci", "champion_version")
+_FINDINGS = ("best_val_auc", "confirmed_val_auc", "test_auc", "test_auc_ci", "champion_version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,7 @@ class Decision:
 def conclude(
     study: TypeStudy,
     pack: Pack,
+    winner: Winner | None,
     *,
     folder: Path,
     resources: Mapping[str, float],
@@ -56,6 +56,7 @@ def conclude(
     Args:
         study: Of the machine type.
         pack: Its clips.
+        winner: Whom the validation clips chose; None if no trial was completed.
         folder: Of the whole study; the winner's detector is saved below it.
         resources: Of one trial, for the evaluation.
         tracker: Gets figures and final figures of the parent run.
@@ -73,24 +74,23 @@ def conclude(
         "pruned": study.count(TrialState.PRUNED),
         "failed": study.count(TrialState.FAIL),
     }
-    winner = study.best()
     if winner is None:
         logger.error("%s: no trial was completed, so there is no winner", study.machine_type)
         return counts | dict.fromkeys(_FINDINGS) | {"promoted": False}
+    best = {"best_val_auc": _best_val_auc(study)}
     noted = study.noted("outcome")
     if noted and noted["winner"] == winner.number and (mode == "never" or noted["version"]):
-        return {**counts, **noted["findings"]}
+        return {**counts, **best, **noted["findings"]}
     if not is_over:
-        last = winner.user_attrs[f"{EPOCH}{max(winner.intermediate_values)}"]
-        best = {"best_val_auc": last.get("val_auc")}
         return counts | dict.fromkeys(_FINDINGS) | best | {"promoted": False}
 
     model_folder = folder / "models" / study.machine_type
-    state = checkpoint_folder(folder, study.machine_type, winner.number) / CHECKPOINT
     task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
     threads = max(1, int(resources["cpu"]))
-    evaluation = ray.get(task.remote(state, pack.path.absolute(), model_folder.absolute(), threads))
-    _tell(study.machine_type, winner, evaluation)
+    evaluation = ray.get(
+        task.remote(winner.checkpoint, pack.path.absolute(), model_folder.absolute(), threads)
+    )
+    _tell(study, winner, evaluation)
 
     version, decision = None, Decision(promoted=False, reason="--promote never")
     _log_figures(tracker, study.machine_type, pack, evaluation)
@@ -118,14 +118,14 @@ def conclude(
         logger.info("%s: version %d %s: %s", study.machine_type, version, verb, decision.reason)
     champion = registry.champion(study.machine_type)
     findings = {
-        "best_val_auc": evaluation.val.auc,
+        "confirmed_val_auc": winner.mean if study.objective == "val_auc" else None,
         "test_auc": evaluation.test.auc,
         "test_auc_ci": evaluation.test.ci,
         "champion_version": champion[0] if champion else None,
         "promoted": decision.promoted,
     }
     study.note("outcome", {"winner": winner.number, "version": version, "findings": findings})
-    return counts | findings
+    return counts | best | findings
 
 
 def decide(
@@ -168,8 +168,18 @@ def _evaluate(state: Path, pack: Path, model_folder: Path, threads: int) -> Eval
     return evaluation
 
 
-def _tell(machine_type: str, winner: FrozenTrial, evaluation: Evaluation) -> None:
-    lines = [f"{machine_type}: winner is trial {winner.number}, objective {winner.value:.3f}"]
+def _best_val_auc(study: TypeStudy) -> float | None:
+    """What the search itself saw at its best, which flatters; None with another objective."""
+    best = study.best()
+    return best.value if best and study.objective == "val_auc" else None
+
+
+def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
+    seeds = ", ".join(f"{value:.3f}" for value in winner.objectives)
+    lines = [
+        f"{study.machine_type}: winner is trial {winner.number}, {study.objective} "
+        f"{winner.mean:.3f} (seeds: {seeds})"
+    ]
     lines += describe(evaluation.val, "val_auc") + describe(evaluation.test, "test_auc")
     for machine_id, threshold in evaluation.thresholds.items():
         if threshold is None:

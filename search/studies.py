@@ -69,6 +69,7 @@ class TypeStudy:
         storage: Shared by all machine types of the search.
         name: Of the whole search.
         machine_type: Whose study this is.
+        objective: Name of what is maximised.
         space: What may be suggested.
         sampler: Who suggests.
         seed: Of the whole search.
@@ -84,12 +85,14 @@ class TypeStudy:
         *,
         name: str,
         machine_type: str,
+        objective: str = "val_auc",
         space: Space,
         sampler: SamplerConfig,
         seed: int,
         identity: Mapping[str, Any],
     ) -> None:
         self.machine_type, self.space = machine_type, space
+        self.objective = objective
         self._storage, self._sampler, self._seed = storage, sampler, seed
         self._study = optuna.create_study(
             storage=storage,
@@ -98,7 +101,7 @@ class TypeStudy:
             load_if_exists=True,
             sampler=build_sampler(sampler, seed),
         )
-        _require_identity(self._study, identity)
+        _require_identity(self._study, {**identity, "objective": objective})
 
     def ask(self) -> FrozenTrial:
         """Start a new trial with suggested parameters."""
@@ -117,9 +120,9 @@ class TypeStudy:
         trial.set_user_attr("fixed", fixed)
         return self.trial(trial.number)
 
-    def train_seed(self, number: int) -> int:
-        """Seed of a trial's training."""
-        return derive_seed(self._seed, self.machine_type, number, "train")
+    def train_seed(self, number: int, fresh: int | None = None) -> int:
+        """Seed of a trial's training, or of a fresh one that the search never saw."""
+        return derive_seed(self._seed, self.machine_type, number, "train", fresh)
 
     def record_epoch(
         self, number: int, epoch: int, metrics: Mapping[str, float], objective: float

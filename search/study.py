@@ -14,6 +14,7 @@ from mimimi_core.pack import Pack
 from mimimi_core.training import objective_of
 from search.background import BackgroundTracker
 from search.config import SpaceFile
+from search.confirmation import confirm, find_winner
 from search.data import Manifest, pack_data
 from search.launch import cluster, run_trials, trial_resources
 from search.progress import Progress
@@ -79,10 +80,11 @@ def run_study(
                 storage,
                 name=name,
                 machine_type=machine_type,
+                objective=objectives[machine_type],
                 space=Space(space_file.parameters),
                 sampler=space_file.sampler,
                 seed=space_file.study.seed,
-                identity=settings | {"data": pack.data_hash, "objective": objectives[machine_type]},
+                identity=settings | {"data": pack.data_hash},
             )
             for machine_type, pack in packs.items()
         }
@@ -94,11 +96,15 @@ def run_study(
             is_over = _run(
                 space_file, studies, packs, objectives, folder, resources, tracker, time_budget_s
             )
+            if is_over:
+                paths = {machine_type: pack.path for machine_type, pack in packs.items()}
+                confirm(studies, space_file, folder=folder, packs=paths, resources=resources)
             registry = Registry(tracking_uri)
             outcomes = {
                 machine_type: conclude(
                     study,
                     packs[machine_type],
+                    find_winner(study, space_file, folder),
                     folder=folder,
                     resources=resources,
                     tracker=tracker,
@@ -184,7 +190,7 @@ class _Tracking:
 
 def _settings(space_file: SpaceFile) -> dict[str, Any]:
     """What must not change while a study goes on; the number of trials may."""
-    settings = space_file.model_dump(mode="json", exclude={"resources"})
+    settings = space_file.model_dump(mode="json", exclude={"resources", "confirmation"})
     del settings["study"]["trials"]
     return settings
 

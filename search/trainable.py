@@ -40,17 +40,12 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
 
     def _advance(self) -> dict[str, Any]:
         if self._training is None:
-            torch.set_num_threads(self.config["threads"])
-            self._training = self._build()
-            if self._checkpoint.exists():
-                return self._report(self._training.restore(self._checkpoint))
+            self._training, metrics = open_training(self.config)
+            if metrics:
+                return self._report(metrics)
         metrics = self._training.run_epoch()
         self._training.save(self._checkpoint, metrics)
         return self._report(metrics)
-
-    def _build(self) -> Training:
-        config = TrialConfig.from_params(self.config["params"])
-        return Training(config, open_pack(Path(self.config["pack"])))
 
     def _report(self, metrics: dict[str, float]) -> dict[str, Any]:
         assert self._training is not None
@@ -64,3 +59,12 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
             "is_final": is_final,
             "done": is_final,
         }
+
+
+def open_training(config: dict[str, Any]) -> tuple[Training, dict[str, float]]:
+    """A training on this worker and its last epoch's metrics, none if it has no checkpoint."""
+    torch.set_num_threads(config["threads"])
+    trial_config = TrialConfig.from_params(config["params"])
+    training = Training(trial_config, open_pack(Path(config["pack"])))
+    checkpoint = Path(config["checkpoint"]) / CHECKPOINT
+    return training, training.restore(checkpoint) if checkpoint.exists() else {}
