@@ -151,6 +151,14 @@ class ConfirmationConfig(_Model):
     seeds: int = Field(default=2, ge=1)  # trainings of each
 
 
+class PromotionConfig(_Model):
+    """When a candidate replaces the champion, judged on the same test clips."""
+
+    level: float = Field(default=0.05, gt=0, lt=0.5)  # chance to promote one that deserves it not
+    margin: float = Field(default=0.01, gt=0, lt=1)  # test_auc that a cheaper one may lose
+    cheaper: float = Field(default=2.0, ge=1)  # the champion's MACs per second of sound over its
+
+
 class StudySettings(_Model):
     """Budgets, per machine type."""
 

@@ -190,7 +190,9 @@ class _Tracking:
 
 def _settings(space_file: SpaceFile) -> dict[str, Any]:
     """What must not change while a study goes on; the number of trials may."""
-    settings = space_file.model_dump(mode="json", exclude={"resources", "confirmation"})
+    settings = space_file.model_dump(
+        mode="json", exclude={"resources", "confirmation", "promotion"}
+    )
     del settings["study"]["trials"]
     return settings
 
