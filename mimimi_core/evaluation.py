@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mimimi_core.detector import Detector
 from mimimi_core.metrics import AucReport
 from mimimi_core.scoring import ClipScores, Threshold, fit_threshold
-from mimimi_core.training import Training
+from mimimi_core.training import Training, held_out_normals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Evaluation:
 def evaluate(training: Training) -> Evaluation:
     """Open the test; thresholds come from normals of `holdout` and `val` alone."""
     pack = training.pack
-    normals = training.scores(training.held_out_normals())
+    normals = training.scores(held_out_normals(pack))
     return Evaluation(
         val=training.auc_report("val"),
         test=training.auc_report("test"),

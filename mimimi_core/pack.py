@@ -23,7 +23,7 @@ from mimimi_core.splits import assign_splits, clip_digest
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the file and of the rules that fill it; raise it and every pack is built anew
+FORMAT = 2  # of the file and of the rules that fill it; raise it and every pack is built anew
 
 
 class PackError(ValueError):

@@ -12,7 +12,9 @@ from mimimi_core.clips import Clip
 
 Split = Literal["train", "holdout", "val", "test"]
 
-_HOLDOUT_SHARE = 10  # one train normal in so many is held out
+_HOLDOUT_SHARE = 10  # one train normal in so many is held out,
+_LEAST_HOLDOUT = 2  # but so many, which a threshold needs,
+_LEAST_TO_SHARE = 10  # unless the id has fewer train normals than this: then all train
 
 
 def clip_digest(raw: bytes) -> int:
@@ -25,8 +27,8 @@ def assign_splits(clips: Sequence[Clip], digests: Sequence[int]) -> list[Split]:
 
     - A labelled clip is `val` or `test` by one bit of its digest alone: it never changes sides
       when clips are added, and each id and label is cut in about half.
-    - A train normal is `holdout` (kept from training, for thresholds and objectives without
-      labels) by its digest alone, about one in ten; an id keeps at least one clip to train on.
+    - Of an id's train normals, the tenth with the smallest digests is `holdout`: kept from
+      training, for thresholds and for objectives without labels. Two at least, none of few.
     - Where the layout has no train and test folders (MIMII), an id's anomalies are labelled, and
       so are as many of its normals, those with the smallest digests, but at most half of them.
 
@@ -43,13 +45,8 @@ def assign_splits(clips: Sequence[Clip], digests: Sequence[int]) -> list[Split]:
         train = [i for i in members if i not in labelled]
         for i in labelled:
             splits[i] = "val" if digests[i] & 1 else "test"
-        for i in train:
-            splits[i] = "holdout" if (digests[i] >> 1) % _HOLDOUT_SHARE == 0 else "train"
-        if train and all(splits[i] == "holdout" for i in train):
-            kept = min(digests[i] for i in train)
-            for i in train:
-                if digests[i] == kept:
-                    splits[i] = "train"
+        for i in _smallest(digests, train, _n_holdout(len(train))):
+            splits[i] = "holdout"
     return splits
 
 
@@ -59,9 +56,21 @@ def _labelled(clips: Sequence[Clip], digests: Sequence[int], members: Sequence[i
     anomalies = [i for i in unsplit if clips[i].label]
     normals = [i for i in unsplit if not clips[i].label]
     labelled = {i for i in members if clips[i].part == "labelled"} | set(anomalies)
-    n_labelled = min(len(anomalies), len(normals) // 2)
-    if n_labelled:
-        # by digest, not by rank, so that two copies of a recording stay together
-        largest = sorted(digests[i] for i in normals)[n_labelled - 1]
-        labelled |= {i for i in normals if digests[i] <= largest}
-    return labelled
+    return labelled | _smallest(digests, normals, min(len(anomalies), len(normals) // 2))
+
+
+def _n_holdout(n_train: int) -> int:
+    if n_train < _LEAST_TO_SHARE:
+        return 0
+    return max(_LEAST_HOLDOUT, n_train // _HOLDOUT_SHARE)
+
+
+def _smallest(digests: Sequence[int], members: Sequence[int], n: int) -> set[int]:
+    """The n members with the smallest digests, and all that share the digest of the last.
+
+    By digest, not by rank, so that two copies of a recording stay together.
+    """
+    if not n:
+        return set()
+    largest = sorted(digests[i] for i in members)[n - 1]
+    return {i for i in members if digests[i] <= largest}

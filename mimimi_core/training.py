@@ -23,7 +23,7 @@ Objective = Literal["val_auc", "id_swap_auc"]
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of an epoch is not a number; these settings cannot be trained."""
+    """The loss or the scores of an epoch are no numbers; these settings cannot be trained."""
 
 
 def objective_of(pack: Pack) -> Objective:
@@ -33,6 +33,11 @@ def objective_of(pack: Pack) -> Objective:
         if len(np.unique(pack.labels[is_val & (pack.id_index == index)])) == 2:
             return "val_auc"
     return "id_swap_auc"
+
+
+def held_out_normals(pack: Pack) -> np.ndarray:
+    """Normal clips that neither train a network nor are kept for the test, as clip indices."""
+    return np.concatenate([pack.select(split, label=0) for split in ("holdout", "val")])
 
 
 class Training:
@@ -92,7 +97,7 @@ class Training:
             `val_auc_high`, `val_pauc` and `val_auc/<id>`; `id_swap_auc` where it is the objective.
 
         Raises:
-            NonFiniteLossError: The loss overflowed or became NaN.
+            NonFiniteLossError: The loss or a score overflowed or became NaN.
         """
         loss = self._train_epoch()
         if not math.isfinite(loss):
@@ -120,6 +125,11 @@ class Training:
         else:
             self.network.eval()
             nll = score_clips(self.network, self.frontend, self.crops, clips, self.bf16)
+        if not np.isfinite(nll).all():  # the last step of an epoch has no loss to show it
+            raise NonFiniteLossError(
+                f"scores are not finite after epoch {self.epoch} (train.lr "
+                f"{self.config.train.lr:g}, bf16 {self.bf16})"
+            )
         return ClipScores(clips=clips, id_index=self.pack.id_index[clips], nll=nll)
 
     def auc_report(self, *splits: str) -> AucReport:
@@ -130,17 +140,13 @@ class Training:
             found.scores, self.pack.labels[clips], found.id_index, self.pack.machine_ids
         )
 
-    def held_out_normals(self) -> np.ndarray:
-        """Normal clips that neither trained the network nor are kept for the test."""
-        return np.concatenate([self.pack.select(split, label=0) for split in ("holdout", "val")])
-
     def id_swap_auc(self) -> float:
         """Mean over ids of the AUC of held-out normals against other ids' normals posing as theirs.
 
         Needs no anomaly. docs/log.md says how well it ranks networks: the literature warns that
         such proxies may not.
         """
-        clips = self.held_out_normals()
+        clips = held_out_normals(self.pack)
         nll, own = self.scores(clips).nll, self.pack.id_index[clips]
         claimed = np.repeat(np.arange(nll.shape[1]), len(clips))
         labels = (np.tile(own, nll.shape[1]) != claimed).astype(np.int64)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from mimimi_core.pack import Pack
-from mimimi_core.training import objective_of
+from mimimi_core.training import held_out_normals, objective_of
 from search.background import BackgroundTracker
 from search.config import SpaceFile
 from search.confirmation import confirm, find_winner
@@ -215,8 +216,19 @@ def _git_commit() -> str:
 
 
 def _warn(packs: Mapping[str, Pack], objectives: Mapping[str, str]) -> None:
+    """Say what cannot be computed.
+
+    Raises:
+        StudyError: There is nothing at all to select a model by.
+    """
     for machine_type, pack in packs.items():
         if objectives[machine_type] == "id_swap_auc":
+            if len(np.unique(pack.id_index[held_out_normals(pack)])) < 2:
+                raise StudyError(
+                    f"{machine_type}: there is nothing to select a model by: no machine id has "
+                    "labelled normal and anomalous clips, and fewer than two ids have normal clips "
+                    "to hold out (10 normal clips of an id are enough)"
+                )
             logger.warning(
                 "%s: NO machine id has both normal and anomalous clips to validate on, so the "
                 "search maximises id_swap_auc (other ids' normals as pseudo-anomalies). Published "

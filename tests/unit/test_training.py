@@ -14,7 +14,7 @@ from mimimi_core.clips import find_clips
 from mimimi_core.config import AugmentConfig, ConfigError, TrainConfig
 from mimimi_core.network import Logits
 from mimimi_core.pack import Pack, open_pack, pack_clips
-from mimimi_core.training import NonFiniteLossError, Training, objective_of
+from mimimi_core.training import NonFiniteLossError, Training, held_out_normals, objective_of
 from tests.audio_fixtures import write_dcase2020
 from tests.model_fixtures import AUGMENT_ALL, CPU, resplit, tiny_config, tone_pack
 
@@ -303,7 +303,7 @@ def test_a_split_without_clips_has_scores_and_aucs_of_nothing(pack: Pack) -> Non
 
 
 def test_held_out_normals_are_neither_trained_on_nor_tested(pack: Pack) -> None:
-    clips = Training(tiny_config(), pack, CPU).held_out_normals()
+    clips = held_out_normals(pack)
     assert set(pack.splits[clips]) == {"holdout", "val"}
     assert not pack.labels[clips].any()
     assert len(clips) == 2 * (3 + 3)
