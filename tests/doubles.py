@@ -118,9 +118,10 @@ def analytic_trainable(
     """A trainable like `TrialRunner`, with the same configuration, checkpoint and reports.
 
     Args:
-        plan: (machine type, number) -> how that trial misbehaves: "poor" falls behind, "nan"
-            reports an objective that is none, "crash" raises inside its second epoch, "lose once"
-            and "lose always" kill their process after the checkpoint of the second epoch.
+        plan: (machine type, number) -> what is special about that trial: "meet" waits until
+            another one that meets runs as well, "poor" falls behind, "nan" reports an objective
+            that is none, "crash" reports a failure in its second epoch, "lose once" and "lose
+            always" kill their process after the checkpoint of the second epoch.
         step_s: How long an epoch takes.
     """
     deeds = dict(plan or {})
@@ -146,6 +147,8 @@ def analytic_trainable(
                 time.sleep(step_s)
                 self._folder.mkdir(parents=True, exist_ok=True)
                 state.write_text(json.dumps(self._epoch))
+            if deed == "meet" and self._epoch == 1:
+                self._meet()
             self._note(started)
             if deed == "crash" and self._epoch == 2:
                 return {"failure": "crash: RuntimeError: boom (doubles.py:1)", "done": True}
@@ -153,11 +156,21 @@ def analytic_trainable(
                 os.kill(os.getpid(), signal.SIGKILL)
             if deed == "lose once" and self._epoch == 2 and not is_restored:
                 os.kill(os.getpid(), signal.SIGKILL)
-            level = 0.5 if deed == "poor" else level_of(config["params"])
+            level = 0.5 if deed == "poor" else 0.9
             result = result_of(self._epoch, config["params"]["train.epochs"], level)
             if deed == "nan":
                 result |= {"objective": math.nan, "val_auc": math.nan}
             return result
+
+        def _meet(self) -> None:
+            places = self._folder.parents[1] / "meeting"
+            places.mkdir(exist_ok=True)
+            (places / self._folder.parent.name).touch()
+            deadline = time.monotonic() + 60
+            while len(list(places.iterdir())) < 2:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the other trial does not run")
+                time.sleep(0.01)
 
         def _note(self, started: float) -> None:
             event = {
