@@ -117,8 +117,8 @@ Parameter = Annotated[
 class SamplerConfig(_Model):
     """Who proposes parameters."""
 
-    name: Literal["tpe", "random"] = "tpe"
-    startup_trials: int = Field(default=10, ge=1)  # random ones before tpe models anything
+    name: Literal["tpe", "random", "gp", "cmaes", "nsgaii"] = "tpe"
+    startup_trials: int = Field(default=10, ge=1)  # random ones before anything is modelled
 
 
 class SchedulerConfig(_Model):

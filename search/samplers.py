@@ -4,7 +4,14 @@ import hashlib
 from collections.abc import Callable
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 
 from search.config import SamplerConfig
 
@@ -15,6 +22,14 @@ _FACTORIES: dict[str, Callable[[SamplerConfig, int], BaseSampler]] = {
     "random": lambda config, seed: RandomSampler(seed=seed),
     # Optuna 5's defaults, multivariate with a constant liar: quality survives parallel trials.
     "tpe": lambda config, seed: TPESampler(seed=seed, n_startup_trials=config.startup_trials),
+    # The next two model parameters that every trial has; conditional ones they draw at random.
+    "gp": lambda config, seed: GPSampler(
+        seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
+    ),
+    "cmaes": lambda config, seed: CmaEsSampler(
+        seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
+    ),
+    "nsgaii": lambda config, seed: NSGAIISampler(seed=seed),
 }
 
 
