@@ -169,7 +169,9 @@ class Tracker:
         and `attempts`. Points carry the time stamped in the trial, so that a repeated write of a
         point is recognised as the same.
         """
-        if trial.state not in _STATES:  # waiting: nothing to show yet
+        # Parameters are written once, so not for a trial that was killed while it drew them:
+        # `fixed` comes after the last one.
+        if trial.state not in _STATES or "fixed" not in trial.user_attrs:
             return
         self._searched.update(dict.fromkeys(trial.params))
         state, status = _STATES[trial.state]
