@@ -20,9 +20,15 @@ class ConfigError(ValueError):
     """A setting breaks its rule; the message names the key, the rule and the value."""
 
 
-def _require(holds: bool, key: str, rule: str, value: object) -> None:
+class ConflictError(ConfigError):
+    """Settings that are each allowed do not fit together."""
+
+
+def _require(
+    holds: bool, key: str, rule: str, value: object, error: type[ConfigError] = ConfigError
+) -> None:
     if not holds:
-        raise ConfigError(f"{key} {rule}, got {value!r}")
+        raise error(f"{key} {rule}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +44,9 @@ class FrontendConfig:
     def __post_init__(self) -> None:
         _require(self.sample_rate > 0, "frontend.sample_rate", "must be > 0 Hz", self.sample_rate)
         _require(self.n_fft >= 16, "frontend.n_fft", "must be >= 16 samples", self.n_fft)
-        _require(
-            0 < self.hop <= self.n_fft,
-            "frontend.hop",
-            f"must be in 1..n_fft ({self.n_fft})",
-            self.hop,
-        )
+        _require(self.hop > 0, "frontend.hop", "must be > 0 samples", self.hop)
+        rule = f"must be <= frontend.n_fft ({self.n_fft})"
+        _require(self.hop <= self.n_fft, "frontend.hop", rule, self.hop, ConflictError)
         _require(self.n_frames >= 1, "frontend.n_frames", "must be >= 1", self.n_frames)
 
     @property
@@ -110,6 +113,20 @@ class NetworkConfig:
         ]
         return ((self.channels, early, (2, 2)), *middle, (self.channels, last, (2, 1)))
 
+    def fits(self, n_bins: int, n_frames: int) -> bool:
+        """Whether a crop of so many bins and frames is left with a map in every layer."""
+        halved = self.padding == "half"
+        for _, kernel, stride in self.layers:
+            pad_f, pad_t = ((k - 1) // 2 if halved else 0 for k in kernel)
+            n_bins = (n_bins + 2 * pad_f - kernel[0]) // stride[0] + 1
+            n_frames = (n_frames + 2 * pad_t - kernel[1]) // stride[1] + 1
+        if min(n_bins, n_frames) < 1 or n_bins * n_frames == 1:
+            return False  # over a single value, a batch of one crop has no variance to divide by
+        n_bins = (n_bins + 4 * halved - 5) // 2 + 1  # the branches
+        if self.attention:
+            n_bins = (n_bins + 2 * halved - 3) // 2 + 1
+        return n_bins >= 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -172,6 +189,15 @@ class TrialConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        crop = self.frontend.n_bins, self.frontend.n_frames
+        if not self.network.fits(*crop):
+            raise ConflictError(
+                f"a crop of {crop[0]} x {crop[1]} (bins x frames) is too small for network.depth "
+                f"{self.network.depth} with padding {self.network.padding!r}: raise "
+                "frontend.n_frames or lower the depth"
+            )
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "TrialConfig":

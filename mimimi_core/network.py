@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimimi_core.complex_nn import ComplexConv2d, complex_magnitude
-from mimimi_core.config import ConfigError, FrontendConfig, NetworkConfig, Size
+from mimimi_core.config import ConfigError, FrontendConfig, NetworkConfig, Size, TrialConfig
 
 
 class Logits(NamedTuple):
@@ -106,26 +106,12 @@ def network_cost(network: NetworkConfig, frontend: FrontendConfig, n_ids: int) -
     Raises:
         ConfigError: A crop is too small for this depth and these kernels.
     """
+    TrialConfig(network=network, frontend=frontend)  # refuses what does not fit
     with torch.device("meta"):
         model = build_network(network, n_ids)
         crop = torch.empty(1, 2, frontend.n_bins, frontend.n_frames)
-    for module in model.modules():
-        module.register_forward_hook(_refuse_empty)
     counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            model(crop)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"a crop of {frontend.n_bins} x {frontend.n_frames} (bins x frames) is too small for "
-            f"network.depth {network.depth} with padding {network.padding!r}: raise "
-            f"frontend.n_frames or lower the depth ({error})"
-        ) from error
+    with torch.no_grad(), counter:
+        model(crop)
     n_parameters = sum(p.numel() for p in model.parameters())
     return Cost(n_parameters, counter.get_total_flops() // 2)
-
-
-def _refuse_empty(module: nn.Module, _: object, output: object) -> None:
-    """Without storage, a convolution lets pass what a real one refuses: a map of no size."""
-    if isinstance(output, Tensor) and not output.numel():
-        raise RuntimeError(f"{type(module).__name__} would leave {tuple(output.shape[2:])}")

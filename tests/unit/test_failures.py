@@ -15,7 +15,10 @@ from tests.doubles import LOSS
         (NonFiniteLossError("train_loss is nan in epoch 1"), "non-finite: train_loss is nan"),
         (torch.OutOfMemoryError("CUDA out of\nmemory"), "out of memory: CUDA out of memory"),
         (MemoryError(), "out of memory: "),
-        (ConfigError("frontend.hop must be in 1..n_fft (512), got 1024"), "infeasible: frontend."),
+        (
+            ConfigError("frontend.hop must be <= frontend.n_fft (512), got 1024"),
+            "infeasible: frontend.",
+        ),
         (ValueError("two\nlines"), "crash: ValueError: two lines (test_failures.py:"),
     ],
 )
