@@ -175,6 +175,7 @@ class SpaceFile(_Model):
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     confirmation: ConfirmationConfig = ConfirmationConfig()
+    promotion: PromotionConfig = PromotionConfig()
     parameters: dict[str, Parameter] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -1,200 +1,104 @@
-"""From a study's best trial to a registered model: test it once, compare, move the alias."""
+"""Shows which versions of a machine type's model were promoted or kept, and why; rolls back.
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+    python -m search.promote --machine-type fan
+    python -m search.promote --machine-type fan --rollback 2 --reason "false alarms at night"
 
-import numpy as np
-import ray
-import torch
-from optuna.trial import TrialState
+Searches promote by themselves, see search/champions.py. A rollback moves the alias `champion` to
+another version, records whom it replaced and why, and deletes nothing.
+"""
 
-from mimimi_core import plots
-from mimimi_core.detector import Detector
-from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
-from mimimi_core.metrics import AucReport, auc_report
-from mimimi_core.pack import Pack, open_pack
-from mimimi_core.training import Training
-from search.confirmation import Winner
+import argparse
+import sys
+from datetime import UTC, datetime
+
 from search.registry import Registry
-from search.studies import TypeStudy
-from search.tracking import Tracker
+from search.tracking import TrackingError, check, shown_uri
 
-logger = logging.getLogger(__name__)
-
-Mode = Literal["auto", "never"]
-_FINDINGS = ("best_val_auc", "confirmed_val_auc", "test_auc", "test_auc_ci", "champion_version")
+_ROLLBACK = "rollback/"  # tag of a version, with the time: "rollback/2026-11-21 23:05:31"
+_TIME = "%Y-%m-%d %H:%M:%S"
+_HEADER = ("", "version", "when (UTC)", "study/trial", "test_auc", "decision", "reason")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """Whether a candidate becomes champion, and why."""
-
-    promoted: bool
-    reason: str
+class RollbackError(ValueError):
+    """A rollback is asked for in a way that makes no sense."""
 
 
-def conclude(
-    study: TypeStudy,
-    pack: Pack,
-    winner: Winner | None,
-    *,
-    folder: Path,
-    resources: Mapping[str, float],
-    tracker: Tracker,
-    registry: Registry,
-    tags: Mapping[str, str],
-    mode: Mode,
-    is_over: bool = True,
-) -> dict[str, Any]:
-    """Evaluate the winner of a machine type and promote it if it deserves that.
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 2 bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m search.promote",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--machine-type", required=True)
+    add("--tracking-uri", default="sqlite:///runs/mlflow.db")
+    add("--rollback", type=int, metavar="VERSION", help="make this version the champion")
+    add("--reason", default="", help="of the rollback, for those who come later")
+    args = parser.parse_args(argv)
+    try:
+        if (args.rollback is not None) != bool(args.reason.strip()):
+            raise RollbackError("--rollback VERSION needs --reason TEXT, and the other way round")
+        check(args.tracking_uri, create=False)
+        registry = Registry(args.tracking_uri)
+        rows = history(registry, args.machine_type)
+        if not rows:
+            raise TrackingError(
+                f"no model of machine type {args.machine_type!r} at "
+                f"{shown_uri(args.tracking_uri)}; run python -m search.run first"
+            )
+        if args.rollback is not None:
+            roll_back(registry, args.machine_type, args.rollback, args.reason)
+            rows = history(registry, args.machine_type)
+    except (RollbackError, TrackingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(_table([_HEADER, *rows]))
+    return 0
 
-    The winner is tested once: repeating the command finds the outcome in the storage.
 
-    Args:
-        study: Of the machine type.
-        pack: Its clips.
-        winner: Whom the validation clips chose; None if no trial was completed.
-        folder: Of the whole study; the winner's detector is saved below it.
-        resources: Of one trial, for the evaluation.
-        tracker: Gets figures and final figures of the parent run.
-        registry: Holds the champions.
-        tags: Provenance for the registered model.
-        mode: "never" registers nothing.
-        is_over: False keeps the test clips closed: the study was interrupted and will go on.
+def history(registry: Registry, machine_type: str) -> list[tuple[str, ...]]:
+    """Rows as of `_HEADER`, by time: a decision per version, and the rollbacks."""
+    champion = registry.champion(machine_type)
+    rows = []
+    for version in registry.versions(machine_type):
+        tags = version.tags
+        mark = "*" if champion and champion[0] == version.number else ""
+        trial = f"{tags.get('study', '?')}/{tags.get('trial', '?')}"
+        decision, _, reason = tags.get("decision", "none: interrupted").partition(": ")
+        fixed = (mark, str(version.number)), (trial, tags.get("test_auc", "none"))
+        rows.append((*fixed[0], version.created.strftime(_TIME), *fixed[1], decision, reason))
+        for key, text in tags.items():
+            if key.startswith(_ROLLBACK):
+                moment = key.removeprefix(_ROLLBACK)
+                rows.append((*fixed[0], moment, *fixed[1], "rolled back", text))
+    return sorted(rows, key=lambda row: row[2])
 
-    Returns:
-        The machine type's entry in the last line of stdout; None is what cannot be computed.
+
+def roll_back(registry: Registry, machine_type: str, version: int, reason: str) -> None:
+    """Make a version champion because a person says so; the record comes first.
+
+    Raises:
+        RollbackError: There is no such version, or it is the champion already.
     """
-    counts = {
-        "trials": len(study.trials()),
-        "complete": study.count(TrialState.COMPLETE),
-        "pruned": study.count(TrialState.PRUNED),
-        "failed": study.count(TrialState.FAIL),
-    }
-    if winner is None:
-        logger.error("%s: no trial was completed, so there is no winner", study.machine_type)
-        return counts | dict.fromkeys(_FINDINGS) | {"promoted": False}
-    best = {"best_val_auc": _best_val_auc(study)}
-    noted = study.noted("outcome")
-    if noted and noted["winner"] == winner.number and (mode == "never" or noted["version"]):
-        return {**counts, **best, **noted["findings"]}
-    if not is_over:
-        return counts | dict.fromkeys(_FINDINGS) | best | {"promoted": False}
-
-    model_folder = folder / "models" / study.machine_type
-    task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
-    threads = max(1, int(resources["cpu"]))
-    evaluation = ray.get(
-        task.remote(winner.checkpoint, pack.path.absolute(), model_folder.absolute(), threads)
-    )
-    _tell(study, winner, evaluation)
-
-    version, decision = None, Decision(promoted=False, reason="--promote never")
-    _log_figures(tracker, study.machine_type, pack, evaluation)
-    if mode == "auto":
-        decision = decide(registry, study.machine_type, pack, evaluation, folder)
-        run_id = tracker.trial_run(study.machine_type, winner.number)
-        assert run_id is not None
-        version = registry.register(
-            study.machine_type,
-            model_folder,
-            run_id,
-            tags={
-                **tags,
-                "trial": str(winner.number),
-                "data_hash": pack.data_hash,
-                "decision": f"{'promoted' if decision.promoted else 'kept'}: {decision.reason}",
-                **{f"{name}_auc": shown(getattr(evaluation, name)) for name in ("val", "test")},
-                "dev_auc": f"{shown(evaluation.dev)}, val and test together, for comparison only",
-            },
-            metrics={"test_auc": evaluation.test.auc, "test_pauc": evaluation.test.pauc},
-        )
-        if decision.promoted:
-            registry.set_champion(study.machine_type, version)
-        verb = "promoted to champion" if decision.promoted else "not promoted"
-        logger.info("%s: version %d %s: %s", study.machine_type, version, verb, decision.reason)
-    champion = registry.champion(study.machine_type)
-    findings = {
-        "confirmed_val_auc": winner.mean if study.objective == "val_auc" else None,
-        "test_auc": evaluation.test.auc,
-        "test_auc_ci": evaluation.test.ci,
-        "champion_version": champion[0] if champion else None,
-        "promoted": decision.promoted,
-    }
-    study.note("outcome", {"winner": winner.number, "version": version, "findings": findings})
-    return counts | best | findings
+    known = [v.number for v in registry.versions(machine_type)]
+    if version not in known:
+        numbers = ", ".join(map(str, known))
+        raise RollbackError(f"--rollback must be a version of {machine_type}: {numbers}")
+    champion = registry.champion(machine_type)
+    if champion and champion[0] == version:
+        raise RollbackError(f"--rollback {version}: it is the champion of {machine_type} already")
+    replaced = f"from version {champion[0]}" if champion else "from no champion"
+    moment = datetime.now(UTC).strftime(_TIME)
+    registry.set_tags(machine_type, version, {f"{_ROLLBACK}{moment}": f"{replaced}: {reason}"})
+    registry.set_champion(machine_type, version)
 
 
-def decide(
-    registry: Registry, machine_type: str, pack: Pack, candidate: Evaluation, folder: Path
-) -> Decision:
-    """Compare with the champion on the test clips of the candidate's data."""
-    if registry.champion(machine_type) is None:
-        return Decision(promoted=True, reason="there was no champion")
-    champion = Detector.load(
-        registry.download_champion(machine_type, folder / "champions" / machine_type)
-    )
-    clips = candidate.test_scores.clips
-    known_ids = np.array([machine_id in champion.machine_ids for machine_id in pack.machine_ids])
-    common = known_ids[candidate.test_scores.id_index]
-    clips, id_index = clips[common], candidate.test_scores.id_index[common]
-    if not len(clips):
-        return Decision(promoted=False, reason="the champion knows none of these machine ids")
-    labels = pack.labels[clips]
-    ours = auc_report(candidate.test_scores.scores[common], labels, id_index, pack.machine_ids)
-    theirs = auc_report(champion.score_pack(pack, clips), labels, id_index, pack.machine_ids)
-    if ours.auc is None or theirs.auc is None:
-        return Decision(promoted=False, reason="no machine id has an AUC on the test clips")
-    comparison = f"test_auc {shown(ours)}, the champion's on the same clips {shown(theirs)}"
-    return Decision(promoted=ours.auc > theirs.auc, reason=comparison)
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def shown(report: AucReport) -> str:
-    """An AUC never without its interval and the number of clips: `0.912 [0.871, 0.945] (96)`."""
-    if report.auc is None or report.ci is None:
-        return "none"
-    return f"{report.auc:.3f} [{report.ci[0]:.3f}, {report.ci[1]:.3f}] ({report.n_clips} clips)"
-
-
-def _evaluate(state: Path, pack: Path, model_folder: Path, threads: int) -> Evaluation:
-    """On a worker: restore the winner, score it, save its detector."""
-    torch.set_num_threads(threads)
-    training = Training.from_checkpoint(state, open_pack(pack))
-    evaluation = evaluate(training)
-    build_detector(training, evaluation).save(model_folder)
-    return evaluation
-
-
-def _best_val_auc(study: TypeStudy) -> float | None:
-    """What the search itself saw at its best, which flatters; None with another objective."""
-    best = study.best()
-    return best.value if best and study.objective == "val_auc" else None
-
-
-def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
-    seeds = ", ".join(f"{value:.3f}" for value in winner.objectives)
-    lines = [
-        f"{study.machine_type}: winner is trial {winner.number}, {study.objective} "
-        f"{winner.mean:.3f} (seeds: {seeds})"
-    ]
-    lines += describe(evaluation.val, "val_auc") + describe(evaluation.test, "test_auc")
-    for machine_id, threshold in evaluation.thresholds.items():
-        if threshold is None:
-            lines.append(f"{machine_id}: too few held-out normal clips for a threshold")
-    logger.info("%s", "\n  ".join(lines))
-
-
-def _log_figures(tracker: Tracker, machine_type: str, pack: Pack, evaluation: Evaluation) -> None:
-    found, ids = evaluation.test_scores, pack.machine_ids
-    labels = pack.labels[found.clips]
-    levels = {name: t.value if t else None for name, t in evaluation.thresholds.items()}
-    is_normal = labels == 0
-    figures = {
-        "roc": plots.roc_figure(found.scores, labels, found.id_index, ids),
-        "scores": plots.score_histograms(found.scores, labels, found.id_index, ids, levels),
-        "ids": plots.id_confusion(-found.nll[is_normal], found.id_index[is_normal], ids),
-    }
-    tracker.log_figures(tracker.parent_run(machine_type), figures)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,10 +3,15 @@
 Speaks MLflow as `search/tracking.py` does, which must be imported first: it sets MLflow up.
 """
 
+import fcntl
+import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -20,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
+from sqlalchemy.engine import make_url
 
 _DETECTOR = "detector"  # folder of the weights inside a registered model's `data`
 _REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "soundfile")
@@ -40,6 +46,15 @@ _SIGNATURE = ModelSignature(
 def model_name(machine_type: str) -> str:
     """Name of the machine type's registered model."""
     return f"mimimi-{machine_type}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One registered version of a machine type's model."""
+
+    number: int
+    created: datetime  # UTC
+    tags: Mapping[str, str]
 
 
 class Registry:
@@ -115,11 +130,49 @@ class Registry:
             return int(found.version), dict(found.tags)
 
     def set_champion(self, machine_type: str, version: int) -> None:
-        """Point the alias `champion` at a version; of two writers the last wins, unnoticed."""
+        """Point the alias `champion` at a version, whichever it points at now."""
         with store_errors(self._uri):
             self._client.set_registered_model_alias(
                 model_name(machine_type), "champion", str(version)
             )
+
+    def replace_champion(self, machine_type: str, expected: int | None, version: int) -> bool:
+        """Move the alias `champion` if it still points at `expected` (None: at no version).
+
+        MLflow has no compare-and-swap. Searches that share a sqlite store take turns here; those
+        that share a server could still both look before either writes, within milliseconds.
+
+        Returns:
+            False if another version is champion by now; nothing is changed then.
+        """
+        with self._turn():
+            found = self.champion(machine_type)
+            if (found[0] if found else None) != expected:
+                return False
+            self.set_champion(machine_type, version)
+            return True
+
+    def set_tags(self, machine_type: str, version: int, tags: Mapping[str, str]) -> None:
+        """Add tags to a version; those of the same name are replaced."""
+        with store_errors(self._uri):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(
+                    model_name(machine_type), str(version), key, value
+                )
+
+    def versions(self, machine_type: str) -> list[Version]:
+        """All versions, the oldest first; none if nothing was ever registered."""
+        with store_errors(self._uri):
+            found = self._client.search_model_versions(f"name = '{model_name(machine_type)}'")
+        versions = [
+            Version(
+                number=int(v.version),
+                created=datetime.fromtimestamp(v.creation_timestamp / 1000, UTC),
+                tags=dict(v.tags),
+            )
+            for v in found
+        ]
+        return sorted(versions, key=lambda version: version.number)
 
     def download_champion(self, machine_type: str, dest: Path) -> Path:
         """Fetch the champion's weights and settings, not its code.
@@ -136,9 +189,13 @@ class Registry:
                 f"no champion of machine type {machine_type!r} at {shown_uri(self._uri)}; run "
                 f"python -m search.run --machine-types {machine_type} --tracking-uri ... first"
             )
+        return self.download(machine_type, found[0], dest)
+
+    def download(self, machine_type: str, version: int, dest: Path) -> Path:
+        """As `download_champion`, any version."""
         with store_errors(self._uri):
             source = self._client.get_model_version_download_uri(
-                model_name(machine_type), str(found[0])
+                model_name(machine_type), str(version)
             )
             dest.mkdir(parents=True, exist_ok=True)
             path = mlflow.artifacts.download_artifacts(
@@ -147,6 +204,19 @@ class Registry:
                 tracking_uri=self._uri,
             )
         return Path(path)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One at a time on a sqlite store, whose folder serves as the lock."""
+        if not self._uri.startswith("sqlite"):
+            yield
+            return
+        folder = os.open(Path(make_url(self._uri).database or "").absolute().parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _log_model(
         self,

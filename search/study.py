@@ -14,12 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 from mimimi_core.pack import Pack
 from mimimi_core.training import held_out_normals, objective_of
 from search.background import BackgroundTracker
+from search.conclude import conclude
 from search.config import SpaceFile
 from search.confirmation import confirm, find_winner
 from search.data import Manifest, pack_data
 from search.launch import cluster, run_trials, trial_resources
 from search.progress import Progress
-from search.promote import conclude
 from search.registry import Registry, model_name
 from search.space import Space
 from search.studies import StudyError, TypeStudy, open_storage
@@ -112,6 +112,7 @@ def run_study(
                     registry=registry,
                     tags=tags,
                     mode=promote,
+                    promotion=space_file.promotion,
                     is_over=is_over,
                 )
                 for machine_type, study in studies.items()

@@ -139,13 +139,29 @@ def test_a_champion_is_replaced_only_by_a_better_candidate(
     first, _ = finished
     args = ("--space", "spaces/smoke.yaml", "--data", embedded, "--out", out)
     second, _ = search(*args, "--machine-types", "fan", "--seed", 1)
-    before, after = first["machine_types"]["fan"], second["machine_types"]["fan"]
-    assert after["promoted"] is (after["test_auc"] > before["test_auc"])
+    after = second["machine_types"]["fan"]
     assert after["champion_version"] == (2 if after["promoted"] else 1)
     client = MlflowClient(first["tracking_uri"])
-    decision = client.get_model_version("mimimi-fan", "2").tags["decision"]
-    assert decision.startswith("promoted" if after["promoted"] else "kept")
-    assert "the champion's on the same clips" in decision
+    tags = client.get_model_version("mimimi-fan", "2").tags
+    assert tags["decision"].startswith("promoted" if after["promoted"] else "kept")
+    assert "on the same" in tags["decision"]
+    assert tags["against"] == "version 1"
+    is_better, is_no_worse = (float(tags[name]) <= 0.05 for name in ("p_value", "p_value_no_worse"))
+    if after["promoted"]:
+        assert is_better or (is_no_worse and "times cheaper" in tags["decision"])
+    else:
+        assert not is_better
+    runs = client.search_runs([client.get_experiment_by_name(second["study"]).experiment_id])
+    parent = next(run for run in runs if run.info.run_name == "fan")
+    names = ("decision", "against", "difference", "p_value")
+    assert {name: parent.data.tags[name] for name in names} == {name: tags[name] for name in names}
+
+    shown = command(
+        "search.promote", "--machine-type", "fan", "--tracking-uri", first["tracking_uri"]
+    ).stdout.splitlines()
+    assert len(shown) == 3
+    marked = next(line for line in shown if line.startswith("*"))
+    assert marked.split()[1] == str(after["champion_version"])
 
 
 def test_dry_run_stops_before_any_work(tmp_path: Path, embedded: Path) -> None:

@@ -1,0 +1,168 @@
+"""Decides whether a candidate becomes champion, and moves the alias. Trains and tests nothing.
+
+A champion is never replaced without a paired comparison on the candidate's test clips.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from mimimi_core.comparison import Comparison, bootstrap_interval, compare_aucs
+from mimimi_core.detector import Detector, DetectorError
+from mimimi_core.metrics import Interval
+from mimimi_core.network import network_cost
+from mimimi_core.pack import Pack
+from mimimi_core.scoring import ClipScores
+from search.config import PromotionConfig
+from search.registry import Registry
+from search.tracking import TrackingError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A detector, and what it made of the test clips of its pack."""
+
+    detector: Detector
+    pack: Pack
+    test_scores: ClipScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Whether a version becomes champion, and why."""
+
+    promoted: bool
+    reason: str
+    against: int | None = None  # the champion's version
+    comparison: Comparison | None = None
+
+    def __str__(self) -> str:
+        return f"{'promoted' if self.promoted else 'kept'}: {self.reason}"
+
+    def tags(self) -> dict[str, str]:
+        """For the version and for the study's run; always all of them, so none is left over."""
+        found = self.comparison
+        return {
+            "decision": str(self),
+            "against": f"version {self.against}" if self.against else "none",
+            "difference": shown(found.difference, found.ci) if found else "none",
+            "p_value": f"{found.p_better:.4f}" if found else "none",
+            "p_value_no_worse": f"{found.p_no_worse:.4f}" if found else "none",
+        }
+
+
+def challenge(
+    registry: Registry, machine_type: str, version: int, compare: Callable[[int], Decision]
+) -> Decision:
+    """Make a version champion if there is none, or if `compare` with the champion says so.
+
+    The decision is recorded before the alias moves. If another search moves the alias meanwhile,
+    the version has to face the new champion.
+
+    Args:
+        registry: Holds the versions.
+        machine_type: Whose champion.
+        version: The candidate's.
+        compare: Judges the candidate against a version.
+    """
+    while True:
+        champion = registry.champion(machine_type)
+        if champion is None:
+            rival, decision = None, Decision(promoted=True, reason="there was no champion")
+        elif champion[0] == version:  # an earlier call was killed right after it moved the alias
+            recorded = champion[1].get("decision", "promoted: it is the champion")
+            return Decision(promoted=True, reason=recorded.removeprefix("promoted: "))
+        else:
+            rival = champion[0]
+            decision = compare(rival)
+        registry.set_tags(machine_type, version, decision.tags())
+        if not decision.promoted or registry.replace_champion(machine_type, rival, version):
+            return decision
+        logger.info("%s: the champion changed meanwhile, comparing again", machine_type)
+
+
+def compare_with_champion(
+    registry: Registry, version: int, candidate: Candidate, settings: PromotionConfig
+) -> Decision:
+    """Judge a candidate against the champion on the candidate's test clips.
+
+    A champion that cannot be compared stays: whoever wants another one moves the alias by hand.
+    """
+
+    def keep(reason: str) -> Decision:
+        return Decision(promoted=False, reason=" ".join(reason.split()), against=version)
+
+    pack, machine_type = candidate.pack, candidate.pack.machine_type
+    try:
+        with TemporaryDirectory() as folder:
+            champion = Detector.load(registry.download(machine_type, version, Path(folder)))
+    except (DetectorError, TrackingError) as error:
+        return keep(f"version {version} cannot be read: {error}")
+    rate = champion.config.frontend.sample_rate
+    if rate != pack.sample_rate:
+        return keep(f"version {version} hears {rate} Hz, these clips have {pack.sample_rate} Hz")
+    lost = [i for i in champion.machine_ids if i not in pack.machine_ids]
+    if lost:
+        return keep(f"version {version} also judges {', '.join(lost)}, of which there is no clip")
+    known = np.array([machine_id in champion.machine_ids for machine_id in pack.machine_ids])
+    common = known[candidate.test_scores.id_index]
+    clips, id_index = candidate.test_scores.clips[common], candidate.test_scores.id_index[common]
+    ours, labels = candidate.test_scores.scores[common], pack.labels[clips]
+    theirs = champion.score_pack(pack, clips) if len(clips) else np.empty(0)
+    if not np.isfinite(theirs).all():
+        return keep(f"version {version} gives scores that are not finite")
+    found = compare_aucs(ours, theirs, labels, id_index, settings.margin)
+    if found is None:
+        return keep(f"no machine id has both labels among the test clips version {version} knows")
+    promoted, reason = judge(found, macs_per_s(champion) / macs_per_s(candidate.detector), settings)
+    check = bootstrap_interval(ours, theirs, labels, id_index)
+    return Decision(
+        promoted=promoted,
+        reason=f"{reason} (version {version}; bootstrap {shown(found.difference, check)})",
+        against=version,
+        comparison=found,
+    )
+
+
+def judge(found: Comparison, cheaper: float, settings: PromotionConfig) -> tuple[bool, str]:
+    """Whether to promote, and why.
+
+    Args:
+        found: The paired comparison on the test clips.
+        cheaper: The champion's work per second of sound over the candidate's.
+        settings: Of the space file.
+    """
+    level, margin = settings.level, settings.margin
+    difference = f"{shown(found.difference, found.ci)} on the same {found.n_clips} clips"
+    if found.p_better <= level:
+        return True, f"better, test_auc {difference}, p {found.p_better:.3f} <= {level:g}"
+    kept = f"not better, test_auc {difference}, p {found.p_better:.3f} > {level:g}"
+    if cheaper < settings.cheaper:
+        return False, f"{kept}; {cheaper:.2g} times cheaper, {settings.cheaper:g} is asked"
+    if found.p_no_worse <= level:
+        return True, (
+            f"no worse and {cheaper:.2g} times cheaper, test_auc {difference}, "
+            f"p {found.p_no_worse:.3f} <= {level:g} that it loses {margin:g}"
+        )
+    return False, (
+        f"{kept}; {cheaper:.2g} times cheaper, but it may lose {margin:g}, "
+        f"p {found.p_no_worse:.3f} > {level:g}"
+    )
+
+
+def macs_per_s(detector: Detector) -> float:
+    """Multiply-accumulates of scoring one second of sound: windows lie side by side."""
+    frontend = detector.config.frontend
+    cost = network_cost(detector.config.network, frontend, len(detector.machine_ids))
+    return cost.macs * frontend.sample_rate / (frontend.n_frames * frontend.hop)
+
+
+def shown(difference: float, ci: Interval) -> str:
+    """A difference of AUCs, never without its interval: `+0.012 [-0.003, +0.027]`."""
+    return f"{difference:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]"

@@ -1,0 +1,186 @@
+"""Ends a study of a machine type: tests its winner once, registers it, lets it challenge."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+from optuna.trial import TrialState
+
+from mimimi_core import plots
+from mimimi_core.detector import Detector
+from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
+from mimimi_core.metrics import AucReport
+from mimimi_core.pack import Pack, open_pack
+from mimimi_core.training import Training
+from search.champions import Candidate, Decision, challenge, compare_with_champion
+from search.config import PromotionConfig
+from search.confirmation import Winner
+from search.registry import Registry
+from search.studies import TypeStudy
+from search.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["auto", "never"]
+_FINDINGS = ("best_val_auc", "confirmed_val_auc", "test_auc", "test_auc_ci", "champion_version")
+
+
+def conclude(
+    study: TypeStudy,
+    pack: Pack,
+    winner: Winner | None,
+    *,
+    folder: Path,
+    resources: Mapping[str, float],
+    tracker: Tracker,
+    registry: Registry,
+    tags: Mapping[str, str],
+    mode: Mode,
+    promotion: PromotionConfig,
+    is_over: bool = True,
+) -> dict[str, Any]:
+    """Evaluate the winner of a machine type and promote it if it deserves that.
+
+    The winner is tested once: repeating the command finds the outcome in the storage.
+
+    Args:
+        study: Of the machine type.
+        pack: Its clips.
+        winner: Whom the validation clips chose; None if no trial was completed.
+        folder: Of the whole study; the winner's detector is saved below it.
+        resources: Of one trial, for the evaluation.
+        tracker: Gets figures and final figures of the parent run.
+        registry: Holds the champions.
+        tags: Provenance for the registered model.
+        mode: "never" registers nothing.
+        promotion: When the winner replaces the champion.
+        is_over: False keeps the test clips closed: the study was interrupted and will go on.
+
+    Returns:
+        The machine type's entry in the last line of stdout; None is what cannot be computed.
+    """
+    counts = {
+        "trials": len(study.trials()),
+        "complete": study.count(TrialState.COMPLETE),
+        "pruned": study.count(TrialState.PRUNED),
+        "failed": study.count(TrialState.FAIL),
+    }
+    if winner is None:
+        logger.error("%s: no trial was completed, so there is no winner", study.machine_type)
+        return counts | dict.fromkeys(_FINDINGS) | {"promoted": False}
+    best = {"best_val_auc": _best_val_auc(study)}
+    noted = study.noted("outcome")
+    if noted and noted["winner"] == winner.number and (mode == "never" or noted["version"]):
+        return {**counts, **best, **noted["findings"]}
+    if not is_over:
+        return counts | dict.fromkeys(_FINDINGS) | best | {"promoted": False}
+
+    model_folder = folder / "models" / study.machine_type
+    task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
+    threads = max(1, int(resources["cpu"]))
+    evaluation = ray.get(
+        task.remote(winner.checkpoint, pack.path.absolute(), model_folder.absolute(), threads)
+    )
+    _tell(study, winner, evaluation)
+
+    _log_figures(tracker, study.machine_type, pack, evaluation)
+    version, decision = None, Decision(promoted=False, reason="--promote never")
+    if mode == "auto":
+        version = _register(study, pack, winner, evaluation, model_folder, tracker, registry, tags)
+        candidate = Candidate(Detector.load(model_folder), pack, evaluation.test_scores)
+        decision = challenge(
+            registry,
+            study.machine_type,
+            version,
+            lambda rival: compare_with_champion(registry, rival, candidate, promotion),
+        )
+        logger.info("%s: version %d %s", study.machine_type, version, decision)
+    tracker.log_parent(study.machine_type, {}, tags=decision.tags())
+    champion = registry.champion(study.machine_type)
+    findings = {
+        "confirmed_val_auc": winner.mean if study.objective == "val_auc" else None,
+        "test_auc": evaluation.test.auc,
+        "test_auc_ci": evaluation.test.ci,
+        "champion_version": champion[0] if champion else None,
+        "promoted": decision.promoted,
+    }
+    study.note("outcome", {"winner": winner.number, "version": version, "findings": findings})
+    return counts | best | findings
+
+
+def _register(
+    study: TypeStudy,
+    pack: Pack,
+    winner: Winner,
+    evaluation: Evaluation,
+    model_folder: Path,
+    tracker: Tracker,
+    registry: Registry,
+    tags: Mapping[str, str],
+) -> int:
+    run_id = tracker.trial_run(study.machine_type, winner.number)
+    assert run_id is not None
+    return registry.register(
+        study.machine_type,
+        model_folder,
+        run_id,
+        tags={
+            **tags,
+            "trial": str(winner.number),
+            "data_hash": pack.data_hash,
+            **{f"{name}_auc": _shown(getattr(evaluation, name)) for name in ("val", "test")},
+            "dev_auc": f"{_shown(evaluation.dev)}, val and test together, for comparison only",
+        },
+        metrics={"test_auc": evaluation.test.auc, "test_pauc": evaluation.test.pauc},
+    )
+
+
+def _shown(report: AucReport) -> str:
+    """An AUC never without its interval and the number of clips: `0.912 [0.871, 0.945] (96)`."""
+    if report.auc is None or report.ci is None:
+        return "none"
+    return f"{report.auc:.3f} [{report.ci[0]:.3f}, {report.ci[1]:.3f}] ({report.n_clips} clips)"
+
+
+def _evaluate(state: Path, pack: Path, model_folder: Path, threads: int) -> Evaluation:
+    """On a worker: restore the winner, score it, save its detector."""
+    torch.set_num_threads(threads)
+    training = Training.from_checkpoint(state, open_pack(pack))
+    evaluation = evaluate(training)
+    build_detector(training, evaluation).save(model_folder)
+    return evaluation
+
+
+def _best_val_auc(study: TypeStudy) -> float | None:
+    """What the search itself saw at its best, which flatters; None with another objective."""
+    best = study.best()
+    return best.value if best and study.objective == "val_auc" else None
+
+
+def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
+    seeds = ", ".join(f"{value:.3f}" for value in winner.objectives)
+    lines = [
+        f"{study.machine_type}: winner is trial {winner.number}, {study.objective} "
+        f"{winner.mean:.3f} (seeds: {seeds})"
+    ]
+    lines += describe(evaluation.val, "val_auc") + describe(evaluation.test, "test_auc")
+    for machine_id, threshold in evaluation.thresholds.items():
+        if threshold is None:
+            lines.append(f"{machine_id}: too few held-out normal clips for a threshold")
+    logger.info("%s", "\n  ".join(lines))
+
+
+def _log_figures(tracker: Tracker, machine_type: str, pack: Pack, evaluation: Evaluation) -> None:
+    found, ids = evaluation.test_scores, pack.machine_ids
+    labels = pack.labels[found.clips]
+    levels = {name: t.value if t else None for name, t in evaluation.thresholds.items()}
+    is_normal = labels == 0
+    figures = {
+        "roc": plots.roc_figure(found.scores, labels, found.id_index, ids),
+        "scores": plots.score_histograms(found.scores, labels, found.id_index, ids, levels),
+        "ids": plots.id_confusion(-found.nll[is_normal], found.id_index[is_normal], ids),
+    }
+    tracker.log_figures(tracker.parent_run(machine_type), figures)
