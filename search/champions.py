@@ -144,14 +144,14 @@ def judge(found: Comparison, cheaper: float, settings: PromotionConfig) -> tuple
         return True, f"better, test_auc {difference}, p {found.p_better:.3f} <= {level:g}"
     kept = f"not better, test_auc {difference}, p {found.p_better:.3f} > {level:g}"
     if cheaper < settings.cheaper:
-        return False, f"{kept}; {cheaper:.2g} times cheaper, {settings.cheaper:g} is asked"
+        return False, f"{kept}; {cheaper:.3g} times as cheap, {settings.cheaper:g} times is asked"
     if found.p_no_worse <= level:
         return True, (
-            f"no worse and {cheaper:.2g} times cheaper, test_auc {difference}, "
+            f"no worse and {cheaper:.3g} times as cheap, test_auc {difference}, "
             f"p {found.p_no_worse:.3f} <= {level:g} that it loses {margin:g}"
         )
     return False, (
-        f"{kept}; {cheaper:.2g} times cheaper, but it may lose {margin:g}, "
+        f"{kept}; {cheaper:.3g} times as cheap, but it may lose {margin:g}, "
         f"p {found.p_no_worse:.3f} > {level:g}"
     )
 

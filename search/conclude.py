@@ -74,7 +74,8 @@ def conclude(
     best = {"best_val_auc": _best_val_auc(study)}
     noted = study.noted("outcome")
     if noted and noted["winner"] == winner.number and (mode == "never" or noted["version"]):
-        return {**counts, **best, **noted["findings"]}
+        champion = {"champion_version": _champion(registry, study)}  # may have changed since
+        return {**counts, **best, **noted["findings"], **champion}
     if not is_over:
         return counts | dict.fromkeys(_FINDINGS) | best | {"promoted": False}
 
@@ -99,12 +100,11 @@ def conclude(
         )
         logger.info("%s: version %d %s", study.machine_type, version, decision)
     tracker.log_parent(study.machine_type, {}, tags=decision.tags())
-    champion = registry.champion(study.machine_type)
     findings = {
         "confirmed_val_auc": winner.mean if study.objective == "val_auc" else None,
         "test_auc": evaluation.test.auc,
         "test_auc_ci": evaluation.test.ci,
-        "champion_version": champion[0] if champion else None,
+        "champion_version": _champion(registry, study),
         "promoted": decision.promoted,
     }
     study.note("outcome", {"winner": winner.number, "version": version, "findings": findings})
@@ -136,6 +136,11 @@ def _register(
         },
         metrics={"test_auc": evaluation.test.auc, "test_pauc": evaluation.test.pauc},
     )
+
+
+def _champion(registry: Registry, study: TypeStudy) -> int | None:
+    found = registry.champion(study.machine_type)
+    return found[0] if found else None
 
 
 def _shown(report: AucReport) -> str:

@@ -60,19 +60,20 @@ def main(argv: list[str] | None = None) -> int:
 def history(registry: Registry, machine_type: str) -> list[tuple[str, ...]]:
     """Rows as of `_HEADER`, by time: a decision per version, and the rollbacks."""
     champion = registry.champion(machine_type)
-    rows = []
+    decisions, rollbacks = [], []
     for version in registry.versions(machine_type):
         tags = version.tags
         mark = "*" if champion and champion[0] == version.number else ""
+        number, test_auc = str(version.number), tags.get("test_auc", "none")
         trial = f"{tags.get('study', '?')}/{tags.get('trial', '?')}"
         decision, _, reason = tags.get("decision", "none: interrupted").partition(": ")
-        fixed = (mark, str(version.number)), (trial, tags.get("test_auc", "none"))
-        rows.append((*fixed[0], version.created.strftime(_TIME), *fixed[1], decision, reason))
+        created = version.created.strftime(_TIME)
+        decisions.append((mark, number, created, trial, test_auc, decision, reason))
         for key, text in tags.items():
             if key.startswith(_ROLLBACK):
                 moment = key.removeprefix(_ROLLBACK)
-                rows.append((*fixed[0], moment, *fixed[1], "rolled back", text))
-    return sorted(rows, key=lambda row: row[2])
+                rollbacks.append((mark, number, moment, trial, test_auc, "rolled back", text))
+    return sorted(decisions + rollbacks, key=lambda row: row[2])
 
 
 def roll_back(registry: Registry, machine_type: str, version: int, reason: str) -> None:
@@ -84,7 +85,9 @@ def roll_back(registry: Registry, machine_type: str, version: int, reason: str) 
     known = [v.number for v in registry.versions(machine_type)]
     if version not in known:
         numbers = ", ".join(map(str, known))
-        raise RollbackError(f"--rollback must be a version of {machine_type}: {numbers}")
+        raise RollbackError(
+            f"--rollback must be a version of {machine_type}: {numbers}, got {version}"
+        )
     champion = registry.champion(machine_type)
     if champion and champion[0] == version:
         raise RollbackError(f"--rollback {version}: it is the champion of {machine_type} already")

@@ -148,7 +148,7 @@ def test_a_champion_is_replaced_only_by_a_better_candidate(
     assert tags["against"] == "version 1"
     is_better, is_no_worse = (float(tags[name]) <= 0.05 for name in ("p_value", "p_value_no_worse"))
     if after["promoted"]:
-        assert is_better or (is_no_worse and "times cheaper" in tags["decision"])
+        assert is_better or (is_no_worse and "times as cheap" in tags["decision"])
     else:
         assert not is_better
     runs = client.search_runs([client.get_experiment_by_name(second["study"]).experiment_id])
