@@ -66,7 +66,7 @@ def history(registry: Registry, machine_type: str) -> list[tuple[str, ...]]:
         mark = "*" if champion and champion[0] == version.number else ""
         number, test_auc = str(version.number), tags.get("test_auc", "none")
         trial = f"{tags.get('study', '?')}/{tags.get('trial', '?')}"
-        decision, _, reason = tags.get("decision", "none: interrupted").partition(": ")
+        decision, _, reason = tags.get("decision", "none: undecided").partition(": ")
         created = version.created.strftime(_TIME)
         decisions.append((mark, number, created, trial, test_auc, decision, reason))
         for key, text in tags.items():

@@ -413,7 +413,7 @@ def test_history_and_rollback(
     assert "0.912 [0.8, 0.9] (96 clips)  promoted  there was no champion" in lines[0]
     assert lines[1].split()[-2:] == ["promoted", "better"]
     assert lines[2].split()[-3:] == ["kept", "not", "so"]
-    assert lines[3].split()[-2:] == ["none", "interrupted"]
+    assert lines[3].split()[-2:] == ["none", "undecided"]
 
     lines = table("--rollback", "1", "--reason", "false alarms at night")
     assert [line[0] for line in lines] == ["*", " ", " ", " ", "*"]
