@@ -57,20 +57,24 @@ def compare_aucs(
     Returns:
         None if no id has both labels.
     """
-    evidence = [
-        _Evidence.of_id(candidate[normal], champion[normal], candidate[anomaly], champion[anomaly])
-        for normal, anomaly in _ids(labels, id_index)
-    ]
-    if not evidence:
+    ids = list(_ids(labels, id_index))
+    if not ids:
         return None
-    mean = _Evidence.mean(evidence)
+    mean = _Evidence.mean(
+        [
+            _Evidence.of_id(
+                candidate[normal], champion[normal], candidate[anomaly], champion[anomaly]
+            )
+            for normal, anomaly in ids
+        ]
+    )
     p_better = mean.p_value(0.0)
     return Comparison(
         difference=mean.difference,
         ci=mean.interval(),
         p_better=p_better,
         p_no_worse=min(p_better, mean.p_value(-margin)),
-        n_clips=sum(len(clips) for pair in _ids(labels, id_index) for clips in pair),
+        n_clips=sum(len(normal) + len(anomaly) for normal, anomaly in ids),
     )
 
 
@@ -169,7 +173,8 @@ class _Evidence:
 def _ids(labels: np.ndarray, id_index: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indices of the normal and anomalous clips of each id that has both."""
     for index in np.unique(id_index):
-        normal, anomaly = (np.flatnonzero((id_index == index) & (labels == x)) for x in (0, 1))
+        of_id = id_index == index
+        normal, anomaly = (np.flatnonzero(of_id & (labels == label)) for label in (0, 1))
         if len(normal) and len(anomaly):
             yield normal, anomaly
 
