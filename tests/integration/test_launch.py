@@ -91,7 +91,7 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def mishaps(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Outcome:
+def mishaps(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Outcome:
     """Twelve trials over three machine types, some of which misbehave."""
     folder = tmp_path_factory.mktemp("mishaps")
     plan = {

@@ -103,13 +103,6 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> type[WatchedClient]:
     return WatchedClient
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    check(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def sqlite_uri(empty_store: Path, tmp_path: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"

@@ -1,0 +1,305 @@
+"""One search, killed, repeated, interrupted, extended: nothing is lost and nothing done twice."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from search.studies import JOURNAL
+from tests.audio_fixtures import write_dcase2020
+from tests.integration.conftest import TWO_SLOTS
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+TYPES = ("fan", "valve")
+DEADLINE_S = 120.0
+SPACE = """
+study: {trials: 4, epochs: 8}
+scheduler: {name: asha, grace_epochs: 1, reduction_factor: 2}
+confirmation: {top: 0}
+resources: {cpu: 2}  # one worker at a time, because each takes seconds to import torch
+parameters:
+  network.channels: {kind: int, low: 2, high: 4}
+  network.depth: {kind: fixed, value: 3}
+  network.attention: {kind: bool}
+  network.attention_expansion: {kind: fixed, value: 1, when: {network.attention: true}}
+  frontend.n_fft: {kind: fixed, value: 64}
+  frontend.hop: {kind: fixed, value: 64}
+  frontend.n_frames: {kind: fixed, value: 8}
+  train.lr: {kind: float, low: 1e-3, high: 1e-2, log: true}
+  train.precision: {kind: fixed, value: fp32}
+"""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a command left in its three places."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    trials: Mapping[str, list[FrozenTrial]]
+    runs: list[Run]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads(self.stdout.splitlines()[-1])
+
+    def ended(self) -> list[tuple[str, FrozenTrial]]:
+        return [(name, t) for name, ts in self.trials.items() for t in ts if t.state.is_finished()]
+
+
+class Folder:
+    """Where the story happens: the command, and what it leaves behind."""
+
+    def __init__(self, home: Path, empty_store: Path) -> None:
+        self.out = home / "runs"
+        self.out.mkdir()
+        shutil.copy(empty_store, self.out / "mlflow.db")
+        self.marker = f"MIMIMI_TEST={uuid.uuid4()}"
+        for machine_type in TYPES:
+            write_dcase2020(home / "data", machine_type, n_train=4, n_test=6)
+        (home / "tiny.yaml").write_text(SPACE)
+        options = ["--space", home / "tiny.yaml", "--data", home / "data", "--out", self.out]
+        self.command = [sys.executable, "-m", "search.run", *map(str, options), "--study", "s"]
+
+    @contextmanager
+    def running(self, *options: str) -> Iterator[subprocess.Popen[str]]:
+        name, _, value = self.marker.partition("=")
+        environment = {**os.environ, **TWO_SLOTS, name: value}
+        environment.pop("RAY_ADDRESS", None)
+        process = subprocess.Popen(
+            [*self.command, *options],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def run(
+        self, *options: str, meanwhile: Callable[[subprocess.Popen[str]], None] | None = None
+    ) -> Snapshot:
+        with self.running(*options) as process:
+            if meanwhile:
+                meanwhile(process)
+            stdout, stderr = process.communicate(timeout=DEADLINE_S)
+        return Snapshot(process.returncode, stdout, stderr, self.trials(), self.runs())
+
+    def trials(self) -> dict[str, list[FrozenTrial]]:
+        storage = JournalStorage(JournalFileBackend(str(self.out / "s" / JOURNAL)))
+        names = {study.study_name for study in storage.get_all_studies()}
+        return {
+            machine_type: optuna.load_study(
+                study_name=f"s/{machine_type}", storage=storage
+            ).get_trials()
+            for machine_type in TYPES
+            if f"s/{machine_type}" in names
+        }
+
+    def runs(self) -> list[Run]:
+        client = MlflowClient(f"sqlite:///{self.out / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("s")
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+    def wait_for_ended(self, process: subprocess.Popen[str], n_trials: int) -> None:
+        journal, size = self.out / "s" / JOURNAL, 0
+
+        def is_there() -> bool:
+            nonlocal size
+            assert process.poll() is None, "the search ended before it could be disturbed"
+            if not journal.exists() or journal.stat().st_size == size:
+                return False
+            size = journal.stat().st_size
+            ended = [t for ts in self.trials().values() for t in ts if t.state.is_finished()]
+            return len(ended) >= n_trials
+
+        wait_until(is_there)
+
+    def has_workers(self) -> bool:
+        """Whether Ray still runs something for us; two idle agents of its own stay for a minute."""
+        return any(b"Agent" not in command for command in self.processes().values())
+
+    def processes(self) -> dict[int, bytes]:
+        """Command line of whatever a command of this story started and is still there."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.marker.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found[int(process.name)] = (process / "cmdline").read_bytes()
+            except OSError:  # it ended, or is somebody else's
+                continue
+        return found
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Story:
+    killed: Mapping[str, list[FrozenTrial]]
+    repeated: Snapshot
+    interrupted: Snapshot
+    extended: Snapshot
+    again: Snapshot
+
+
+@pytest.fixture(scope="module")
+def story(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, ray_cluster: str
+) -> Iterator[Story]:
+    """The commands that are disturbed start a Ray of their own; the others join one."""
+    folder = Folder(tmp_path_factory.mktemp("story"), empty_store)
+    join = ("--address", ray_cluster)
+    try:
+        with folder.running() as driver:
+            folder.wait_for_ended(driver, 3)
+            driver.kill()
+        wait_until(lambda: not folder.has_workers())  # nobody has to clean up behind it
+        killed = folder.trials()
+        repeated = folder.run(*join)
+
+        def press_ctrl_c(driver: subprocess.Popen[str]) -> None:
+            folder.wait_for_ended(driver, len(repeated.ended()) + 1)
+            driver.send_signal(signal.SIGINT)
+
+        interrupted = folder.run("--trials", "8", meanwhile=press_ctrl_c)
+        extended = folder.run("--trials", "8", *join)
+        again = folder.run("--trials", "8", *join)
+        wait_until(lambda: not folder.has_workers())
+        yield Story(killed, repeated, interrupted, extended, again)
+    finally:
+        for process in folder.processes():
+            os.kill(process, signal.SIGKILL)
+
+
+def test_the_kill_came_half_way(story: Story) -> None:
+    ended = [t for trials in story.killed.values() for t in trials if t.state.is_finished()]
+    assert 3 <= len(ended) < 8
+
+
+def test_repeating_finishes_exactly_the_asked_trials(story: Story) -> None:
+    assert story.repeated.exit_code == 0, story.repeated.stderr
+    for trials in story.repeated.trials.values():
+        assert [trial.number for trial in trials] == list(range(4))
+        assert all(trial.state.is_finished() for trial in trials)
+
+
+def test_what_had_ended_is_as_it_was(story: Story) -> None:
+    versions = [story.killed, *(s.trials for s in (story.repeated, story.interrupted))]
+    versions += [story.extended.trials, story.again.trials]
+    for earlier, later in zip(versions, versions[1:], strict=False):
+        for name, trials in earlier.items():
+            for trial in trials:
+                if trial.state.is_finished():
+                    assert later[name][trial.number] == trial
+                else:
+                    assert later[name][trial.number].params.items() >= trial.params.items()
+
+
+def test_every_epoch_is_recorded_once(story: Story) -> None:
+    for name, trial in story.extended.ended():
+        epochs = list(trial.intermediate_values)
+        assert epochs == list(range(1, len(epochs) + 1)), (name, trial.number)
+        if trial.state == TrialState.COMPLETE:
+            assert len(epochs) == 8
+            assert trial.value == trial.intermediate_values[8]
+
+
+def test_ctrl_c_ends_in_good_order(story: Story) -> None:
+    interrupted = story.interrupted
+    assert interrupted.exit_code == 1
+    assert "press Ctrl-C again to stop at once" in interrupted.stderr
+    assert "trials are unfinished: repeat the command to continue" in interrupted.stderr
+    assert 8 < len(interrupted.ended()) < 16
+    parents = {r.info.run_name: r for r in interrupted.runs if r.info.run_name in TYPES}
+    for name, outcome in interrupted.summary["machine_types"].items():
+        ended = Counter(trial.state for trial in interrupted.trials[name])
+        assert outcome["complete"] == ended[TrialState.COMPLETE]
+        assert parents[name].info.status == "KILLED"
+
+
+def test_a_larger_number_adds_only_the_difference(story: Story) -> None:
+    assert story.extended.exit_code == 0, story.extended.stderr
+    for trials in story.extended.trials.values():
+        assert [trial.number for trial in trials] == list(range(8))
+        assert all(trial.state.is_finished() for trial in trials)
+
+
+def test_the_same_command_again_changes_nothing(story: Story) -> None:
+    assert story.again.exit_code == 0
+    assert story.again.trials == story.extended.trials
+    for before, after in zip(by_name(story.extended), by_name(story.again), strict=True):
+        assert before.info.run_id == after.info.run_id
+        assert before.data.metrics == after.data.metrics
+        assert before.data.params == after.data.params
+        assert before.data.tags == after.data.tags
+    findings = [s.summary["machine_types"] for s in (story.extended, story.again)]
+    for name in TYPES:
+        for key in ("best_val_auc", "test_auc", "test_auc_ci", "champion_version", "trials"):
+            assert findings[0][name][key] == findings[1][name][key]
+
+
+@pytest.mark.parametrize("moment", ["repeated", "extended", "again"])
+def test_summary_storage_and_mlflow_agree(story: Story, moment: str) -> None:
+    snapshot: Snapshot = getattr(story, moment)
+    runs = {run.info.run_name: run for run in snapshot.runs}
+    ended = snapshot.ended()
+    assert len(snapshot.runs) == len(TYPES) + len(ended)  # a parent per type, a run per trial
+    assert set(runs) == {*TYPES, *(f"{name}/{trial.number}" for name, trial in ended)}
+    words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    for name, trial in ended:
+        run = runs[f"{name}/{trial.number}"]
+        assert run.data.tags["mlflow.parentRunId"] == runs[name].info.run_id
+        assert run.data.tags["state"] == words[trial.state.name]
+        assert run.data.tags["epochs"] == str(len(trial.intermediate_values))
+        assert run.data.metrics["objective"] == trial.value
+        params = {**trial.user_attrs["fixed"], **trial.params}
+        assert run.data.params == {key: str(value) for key, value in params.items()}
+    for name in TYPES:
+        assert runs[name].info.status == "FINISHED"
+        states = Counter(words[t.state.name] for t in snapshot.trials[name])
+        outcome = snapshot.summary["machine_types"][name]
+        assert outcome["trials"] == len(snapshot.trials[name])
+        for word in words.values():
+            assert outcome[word] == states[word]
+
+
+def test_nobody_is_alarmed(story: Story) -> None:
+    for snapshot in (story.repeated, story.interrupted, story.extended, story.again):
+        assert len(snapshot.stdout.splitlines()) == 1
+        for noise in ("Traceback", "Warning", "[I ", "ERROR"):
+            assert noise not in snapshot.stderr
+
+
+def by_name(snapshot: Snapshot) -> list[Run]:
+    return sorted(snapshot.runs, key=lambda run: str(run.info.run_name))
