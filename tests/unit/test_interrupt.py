@@ -9,8 +9,9 @@ import pytest
 from search.interrupt import Interrupt
 
 
-def press_ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+def press_ctrl_c(times: int = 1) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_first_ctrl_c_asks_tune_to_stop_all(caplog: pytest.LogCaptureFixture) -> None:
@@ -31,6 +32,5 @@ def test_the_first_ctrl_c_asks_tune_to_stop_all(caplog: pytest.LogCaptureFixture
 def test_the_second_one_stops_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), Interrupt().listening():
-        press_ctrl_c()
-        press_ctrl_c()
+        press_ctrl_c(times=2)
     assert signal.getsignal(signal.SIGINT) is before
