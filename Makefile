@@ -5,7 +5,7 @@ READY := .venv/.ready
 # Small enough for five minutes on two cores; the space file alone asks for 40 trials of 30 epochs.
 SEARCH_ARGS ?= --machine-types fan,valve --trials 6 --epochs 6
 
-.PHONY: install search test lint type unit integration e2e bench gpu-bench clean
+.PHONY: install search test lint type unit integration e2e bench clean
 
 install: $(READY)
 
@@ -35,6 +35,9 @@ integration: install
 
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
+
+bench: install
+	$(BIN)/python -m tests.bench.promotion
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
