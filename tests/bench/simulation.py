@@ -1,0 +1,130 @@
+"""Runs searches in virtual time: our searcher, samplers and schedulers, but no Ray and no training.
+
+What trials would report is looked up; the workers take as long as the table says, and callbacks
+come in the order of Ray's TuneController (`tests.doubles.FakeTune`).
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial
+from ray.tune.experiment import Trial
+
+from search.config import SamplerConfig, SchedulerConfig
+from search.schedulers import PerTypeScheduler, build_scheduler
+from search.searcher import StudySearcher
+from search.space import Params, Space
+from search.studies import TypeStudy, all_params
+from tests.doubles import FakeTune
+
+_TYPE, _OBJECTIVE = "simulated", "val_auc"
+NO_SCHEDULER = SchedulerConfig(name="none")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One report of a trial."""
+
+    epoch: int  # 1-based, rising
+    value: float | None  # the objective, maximised; None where the training fails instead
+    seconds: float  # of virtual time since the trial's report before
+
+
+@dataclass(frozen=True)
+class Report:
+    """A step as the search met it."""
+
+    time_s: float
+    number: int
+    step: Step
+
+
+Replay = Callable[[Params, int], Sequence[Step]]  # (parameters, trial number) -> all its steps
+
+
+def simulate(
+    replay: Replay,
+    space: Space,
+    *,
+    sampler: SamplerConfig,
+    scheduler: SchedulerConfig = NO_SCHEDULER,
+    n_trials: int,
+    epochs: int = 1,
+    workers: int = 1,
+    seed: int = 0,
+) -> tuple[list[FrozenTrial], list[Report]]:
+    """One search of one machine type, from its first trial to its last.
+
+    Args:
+        replay: What a trial reports if nobody stops it.
+        space: What is searched.
+        sampler: Who suggests.
+        scheduler: Who stops trials early.
+        n_trials: Budget.
+        epochs: The last epoch of a trial that nobody stops.
+        workers: Trials that run at once.
+        seed: Of the search.
+
+    Returns:
+        The trials as the storage has them, and all reports in order of virtual time.
+    """
+    storage = InMemoryStorage()
+    study = TypeStudy(
+        storage,
+        name="bench",
+        machine_type=_TYPE,
+        space=space,
+        sampler=sampler,
+        seed=seed,
+        identity={},
+    )
+    per_type = PerTypeScheduler({_TYPE: build_scheduler(scheduler, _OBJECTIVE, epochs)})
+    searcher = StudySearcher(
+        {_TYPE: study},
+        n_trials=n_trials,
+        build_config=lambda machine_type, trial: {"machine_type": machine_type, "trial": trial},
+        scheduler=per_type,
+        slots=lambda: workers,
+    )
+    tune = FakeTune(searcher, per_type, Path())  # no worker dies, so nothing is written there
+    reports = list(_run(tune, replay, epochs))
+    return study.trials(), reports
+
+
+def _run(tune: FakeTune, replay: Replay, epochs: int) -> Iterator[Report]:
+    """Ask whenever a worker is free, then handle the next report, as the controller's loop does."""
+    now, ties = 0.0, itertools.count()
+    queue: list[tuple[float, int, Trial, Step, Iterator[Step]]] = []
+
+    def train(trial: Trial, steps: Iterator[Step]) -> None:
+        step = next(steps)
+        heapq.heappush(queue, (now + step.seconds, next(ties), trial, step, steps))
+
+    while True:
+        while trial := tune.start():
+            frozen = trial.config["trial"]
+            train(trial, iter(replay(all_params(frozen), frozen.number)))
+        if not queue:
+            return
+        now, _, trial, step, steps = heapq.heappop(queue)
+        yield Report(now, trial.config["trial"].number, step)
+        if tune.report(trial, _result(step, epochs)):
+            train(trial, steps)
+
+
+def _result(step: Step, epochs: int) -> dict[str, object]:
+    """What `TrialRunner` reports."""
+    if step.value is None:
+        return {"failure": f"non-finite: in epoch {step.epoch}", "done": True}
+    return {
+        "epoch": step.epoch,
+        "metrics": {},
+        "objective": step.value,
+        _OBJECTIVE: step.value,
+        "is_final": step.epoch >= epochs,
+        "done": step.epoch >= epochs,
+    }
