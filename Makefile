@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Small enough for five minutes on two cores; the space file alone asks for 40 trials of 30 epochs.
 SEARCH_ARGS ?= --machine-types fan,valve --trials 6 --epochs 6
+BENCHES := search_quality promotion
 
 .PHONY: install search test lint type unit integration e2e bench clean
 
@@ -37,7 +38,8 @@ e2e: install
 	$(BIN)/python -m pytest tests/e2e
 
 bench: install
-	$(BIN)/python -m tests.bench.promotion
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python -m tests.bench.$$bench; done
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,84 @@
+"""How good the configurations are that a search finds, on 15 tables of real trainings.
+
+    python -m tests.bench.search_quality [--quick]
+
+The search sees the noisy objective of one seed; judged is the true mean of the configuration that
+it would choose, as normalised regret: 0 is a table's best configuration, 1 its median one. Workers
+take the training times of the table, so results come back out of order.
+"""
+
+import argparse
+import json
+
+import numpy as np
+
+from search.config import SamplerConfig
+from search.samplers import derive_seed
+from search.space import Params
+from tests.bench.simulation import Step, simulate
+from tests.bench.tables import Table, tables
+
+N_TRIALS, WORKERS = 100, 10
+AFTER = (25, 50, N_TRIALS)
+DEFAULT, RANDOM = SamplerConfig(), SamplerConfig(name="random")
+# Sampler, workers, searches per seed: random ones cost little, so their mean can be exact.
+ARMS = {
+    "random": (RANDOM, 1, 8),
+    DEFAULT.name: (DEFAULT, 1, 1),
+    f"{DEFAULT.name}, {WORKERS} workers": (DEFAULT, WORKERS, 1),
+}
+
+
+def regrets(table: Table, sampler: SamplerConfig, workers: int, seed: int) -> np.ndarray:
+    """Regret `(N_TRIALS,)` of the choice after each trial that ended."""
+    rows: list[int] = []
+
+    def replay(params: Params, number: int) -> list[Step]:
+        rows.append(table.row(params))
+        return [Step(1, table.draw(rows[-1], seed, number), table.seconds[rows[-1]])]
+
+    trials, reports = simulate(
+        replay, table.space, sampler=sampler, n_trials=N_TRIALS, workers=workers, seed=seed
+    )
+    ended = np.array([report.number for report in reports])
+    values = np.array([trials[number].value for number in ended])
+    best = [values[:n].argmax() for n in range(1, N_TRIALS + 1)]
+    return table.regret[np.array(rows)[ended[best]]]
+
+
+def main() -> None:
+    """Print a row per arm, then the line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.search_quality")
+    parser.add_argument("--quick", action="store_true", help="3 tables and 2 seeds")
+    quick = parser.parse_args().quick
+    n_seeds = 2 if quick else 8
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ARMS}
+    for table in tables(quick):
+        for name, (sampler, workers, repeats) in ARMS.items():
+            seeds = [derive_seed(table.name, index) for index in range(n_seeds * repeats)]
+            found[name].append(np.stack([regrets(table, sampler, workers, s) for s in seeds]))
+
+    print(f"regret after trials, and its standard error; {len(found['random'])} tables")
+    print(f"{'':20}" + "".join(f"{n:>8} trials" for n in AFTER) + "   searches")
+    means: dict[str, dict[int, float]] = {}
+    for name, of_tables in found.items():
+        runs = np.stack(of_tables)[:, :, np.array(AFTER) - 1]  # tables, seeds, AFTER
+        # Tables are given, not drawn: only seeds make noise.
+        error = np.sqrt((runs.var(1, ddof=1) / runs.shape[1]).sum(0)) / len(runs)
+        mean = runs.mean((0, 1))
+        means[name] = dict(zip(AFTER, mean.tolist(), strict=True))
+        cells = [f"   {m:.3f} ±{e:.3f}" for m, e in zip(mean, error, strict=True)]
+        print(f"{name:20}" + "".join(f"{cell:>15}" for cell in cells) + f"{runs[..., 0].size:>11}")
+    random, alone, together = means.values()
+    figures = {
+        "regret_25": alone[25],
+        "regret_100": alone[100],
+        "regret_100_workers_10": together[100],
+        "random_regret_100": random[100],
+        "searches": found[DEFAULT.name][0].shape[0] * len(found["random"]),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
