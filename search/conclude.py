@@ -121,6 +121,8 @@ def _register(
     registry: Registry,
     tags: Mapping[str, str],
 ) -> int:
+    # Written once more, at no cost where it is up to date: the background writer may have given up.
+    tracker.log_trial(study.machine_type, study.trial(winner.number))
     run_id = tracker.trial_run(study.machine_type, winner.number)
     assert run_id is not None
     return registry.register(
