@@ -18,7 +18,7 @@ from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
 from search.interrupt import Interrupt
 from search.schedulers import PerTypeScheduler, build_scheduler
-from search.searcher import Config, Observer, StudySearcher, cached
+from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
 from search.studies import StudyError, TypeStudy, all_params
 from search.trainable import TrialRunner
 
@@ -146,7 +146,7 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(trainable, dict(resources)),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=SnapshotFreeGenerator(searcher),
             scheduler=scheduler,
             num_samples=-1,
             reuse_actors=True,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 
 from search.schedulers import PerTypeScheduler
 from search.studies import TypeStudy
@@ -111,15 +111,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Tune pickles its searcher to restore it; ours is made anew from the storage instead."""
         return {}
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the storage has it."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: a new searcher reads the storage."""
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing to save: the storage has it."""
-
     def _next_type(self) -> str | None:
         """The machine type with the fewest trials among those that have budget left."""
         counts = {name: len(study.trials()) for name, study in self._studies.items()}
@@ -148,6 +139,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _notify(self, machine_type: str, trial: FrozenTrial) -> None:
         for observer in self._observers:
             observer.on_trial(machine_type, trial)
+
+
+class SnapshotFreeGenerator(SearchGenerator):  # type: ignore[misc]
+    """Hands a searcher's suggestions to Tune and keeps no copy of it on disk.
+
+    Tune copies its snapshots while it writes the next one, and reports the temporary file that is
+    gone by then as an error. Nobody reads them: the storage has it all.
+    """
+
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        """Write nothing."""
 
 
 def cached(read: Callable[[], int], seconds: float) -> Callable[[], int]:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SamplerConfig, SchedulerConfig
 from search.schedulers import PerTypeScheduler, build_scheduler
-from search.searcher import StudySearcher, cached
+from search.searcher import SnapshotFreeGenerator, StudySearcher, cached
 from search.space import Space
 from search.studies import TypeStudy, all_params, open_storage
 from tests.doubles import FakeTune, level_of, result_of, space_file
@@ -352,8 +352,12 @@ def test_tune_finds_nothing_to_pickle(tmp_path: Path) -> None:
     with searching(tmp_path, 1) as search:
         assert search.searcher.__getstate__() == {}
         assert pickle.dumps(search.searcher)
-        search.searcher.save_to_dir(str(tmp_path))
-        assert {path.name for path in tmp_path.iterdir()} == {"s"}
+
+
+def test_no_snapshot_is_written_that_tune_could_copy_half(tmp_path: Path) -> None:
+    with searching(tmp_path / "study", 1) as search:
+        SnapshotFreeGenerator(search.searcher).save_to_dir(str(tmp_path), "session")
+        assert [path.name for path in tmp_path.iterdir()] == ["study"]
 
 
 def test_a_cached_reading_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
