@@ -168,6 +168,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     loss_weight_magnitude: float = 1.0  # of the magnitude head's cross-entropy; total has 1
     loss_weight_complex: float = 1.0
+    patience: int = 0  # epochs without a better objective that end the training; 0 is never
     precision: Precision = "auto"  # "auto" is bf16 where the hardware multiplies it, else fp32
     seed: int = 0
 
@@ -178,6 +179,7 @@ class TrainConfig:
         for name in ("weight_decay", "loss_weight_magnitude", "loss_weight_complex"):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name}", "must be >= 0", value)
+        _require(self.patience >= 0, "train.patience", "must be >= 0", self.patience)
         _require(self.seed >= 0, "train.seed", "must be >= 0", self.seed)
 
 

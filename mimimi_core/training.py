@@ -2,24 +2,27 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimimi_core import augment, checkpoint
-from mimimi_core.config import ConfigError, TrialConfig
+from mimimi_core import checkpoint
+from mimimi_core.batches import Batches
+from mimimi_core.config import AugmentConfig, ConfigError, TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.metrics import AucReport, auc_report
 from mimimi_core.network import Logits, build_network
 from mimimi_core.pack import Pack
 from mimimi_core.precision import autocast, pick_device, use_bf16
-from mimimi_core.scoring import ClipScores, score_clips
+from mimimi_core.scoring import WINDOWS_PER_BATCH, ClipScores, score_clips
 
-Objective = Literal["val_auc", "id_swap_auc"]
+LabelFree = Literal["id_swap_auc", "normal_log_likelihood"]
+Objective = Literal["val_auc", LabelFree]
+_LIKELIHOOD_CROPS = 4  # of each held-out normal clip
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -46,21 +49,40 @@ class Training:
     All randomness of epoch e comes from (seed, e), so a training restored at an epoch's end
     continues bit for bit as if it had never stopped (on CPU).
 
+    Args:
+        config: All settings.
+        pack: The clips of one machine type.
+        device: Where to train; the first GPU or the CPU by default.
+        objective: What is maximised: patience waits for it, a search compares by it. By default
+            `objective_of(pack)`.
+
     Raises:
-        ConfigError: Fewer than two machine ids, or no clip to train on.
+        ConfigError: Fewer than two machine ids, no clip to train on, or an objective that these
+            clips do not allow.
     """
 
-    def __init__(self, config: TrialConfig, pack: Pack, device: torch.device | None = None) -> None:
-        clips = pack.select("train", label=0)
-        if not len(clips):
+    def __init__(
+        self,
+        config: TrialConfig,
+        pack: Pack,
+        device: torch.device | None = None,
+        objective: Objective | None = None,
+    ) -> None:
+        if not len(pack.select("train", label=0)):
             raise ConfigError(
                 f"{pack.machine_type}: there is no normal clip to train on: add normal recordings "
                 "to its train folder"
             )
+        if objective == "val_auc" and objective_of(pack) != "val_auc":
+            raise ConfigError(
+                f"{pack.machine_type}: the objective val_auc needs a machine id with normal and "
+                "anomalous clips in val, and there is none: label some, or take one of "
+                f"{', '.join(get_args(LabelFree))}"
+            )
         self.config, self.pack = config, pack
         self.device = device or pick_device()
         self.bf16 = use_bf16(config.train.precision, self.device)
-        self.objective = objective_of(pack)
+        self.objective: Objective = objective or objective_of(pack)
         self.frontend = Frontend(config.frontend).to(self.device)
         self.crops = Crops.from_pack(pack, config.frontend, self.device)
         with torch.random.fork_rng(devices=[]):
@@ -73,13 +95,9 @@ class Training:
             fused=True,
         )
         self.epoch = 0
-        self._clips = torch.from_numpy(clips).to(self.device)
-        self._ids = torch.from_numpy(pack.id_index).to(self.device)
-        of_id = [clips[pack.id_index[clips] == i] for i in range(len(pack.machine_ids))]
-        self._n_of_id = torch.tensor([len(x) for x in of_id], device=self.device)
-        longest = max(len(x) for x in of_id)
-        padded = [np.resize(x if len(x) else clips[:1], longest) for x in of_id]
-        self._clips_of_id = torch.from_numpy(np.stack(padded)).to(self.device)
+        self.batches = Batches(config.augment, pack, self.crops, self.frontend, self.device)
+        # Of the best epoch so far, where patience asks for it: epoch, metrics and network.
+        self._best: dict[str, Any] | None = None
 
     @classmethod
     def from_checkpoint(cls, path: Path, pack: Pack) -> "Training":
@@ -89,12 +107,24 @@ class Training:
         training.restore(path)
         return training
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the epochs are used up, or the last `patience` of them brought nothing better."""
+        train = self.config.train
+        waited = self.epoch - self._best["epoch"] if self._best else 0
+        return self.epoch >= train.epochs or 0 < train.patience <= waited
+
     def run_epoch(self) -> dict[str, float]:
         """Train on one crop of every training clip, then score the validation clips.
 
+        With patience, the last epoch of a training puts the network of the best one back and
+        returns its metrics.
+
         Returns:
             `train_loss` and what can be computed of `val_auc`, its interval `val_auc_low`,
-            `val_auc_high`, `val_pauc` and `val_auc/<id>`; `id_swap_auc` where it is the objective.
+            `val_auc_high`, `val_pauc` and `val_auc/<id>`; `id_swap_auc` or `normal_log_likelihood`
+            where it is the objective, and both in the last epoch, so that finished trainings can
+            tell how well either ranks them.
 
         Raises:
             NonFiniteLossError: The loss or a score overflowed or became NaN.
@@ -106,16 +136,18 @@ class Training:
                 f"(train.lr {self.config.train.lr:g}, bf16 {self.bf16})"
             )
         self.epoch += 1
-        metrics = {"train_loss": loss}
-        report = self.auc_report("val")
-        if report.auc is not None and report.pauc is not None and report.ci is not None:
-            metrics |= {"val_auc": report.auc, "val_pauc": report.pauc}
-            metrics |= {"val_auc_low": report.ci[0], "val_auc_high": report.ci[1]}
-            for x in report.per_id:
-                if x.auc is not None:
-                    metrics[f"val_auc/{x.machine_id}"] = x.auc
-        if self.objective == "id_swap_auc":
-            metrics["id_swap_auc"] = self.id_swap_auc()
+        metrics = {"train_loss": loss} | self._val_metrics()
+        if self.objective != "val_auc":
+            metrics[self.objective] = self._label_free(self.objective)
+        if self.config.train.patience:
+            self._keep_best(metrics)
+        if self.is_done:
+            if self._best:
+                self.network.load_state_dict(self._best["network"])
+                metrics = dict(self._best["metrics"])
+            if len(np.unique(self.pack.id_index[held_out_normals(self.pack)])) >= 2:
+                names: tuple[LabelFree, ...] = get_args(LabelFree)
+                metrics |= {name: self._label_free(name) for name in names if name not in metrics}
         return metrics
 
     def scores(self, clips: np.ndarray) -> ClipScores:
@@ -125,11 +157,7 @@ class Training:
         else:
             self.network.eval()
             nll = score_clips(self.network, self.frontend, self.crops, clips, self.bf16)
-        if not np.isfinite(nll).all():  # the last step of an epoch has no loss to show it
-            raise NonFiniteLossError(
-                f"scores are not finite after epoch {self.epoch} (train.lr "
-                f"{self.config.train.lr:g}, bf16 {self.bf16})"
-            )
+        self._require_finite(nll)
         return ClipScores(clips=clips, id_index=self.pack.id_index[clips], nll=nll)
 
     def auc_report(self, *splits: str) -> AucReport:
@@ -158,6 +186,37 @@ class Training:
             )
         return report.auc
 
+    def normal_log_likelihood(self) -> float:
+        """Mean log probability of the own id over augmented crops of held-out normals.
+
+        Needs no anomaly, and unlike `id_swap_auc` does not saturate where plain clips are all
+        told apart. The augmentations are the training's own but mixing, or white noise on every
+        crop where it has none; crops and chances are the same in every epoch and training. Mild
+        augmentations are easier to bear, so trials that differ in them compare with a bias.
+        """
+        clips = held_out_normals(self.pack)
+        if not len(clips):
+            raise ValueError(
+                f"{self.pack.machine_type}: no held-out normal clips, so there is nothing to "
+                "select a model by: add normal recordings"
+            )
+        config = self.config.augment
+        if not (config.noise or config.mask or config.shift):
+            config = AugmentConfig(noise=True, noise_p=1.0)
+        generator = torch.Generator(self.device).manual_seed(0)
+        chosen = torch.from_numpy(np.tile(clips, _LIKELIHOOD_CROPS)).to(self.device)
+        self.network.eval()
+        total = 0.0
+        with torch.inference_mode():
+            for part in torch.split(chosen, WINDOWS_PER_BATCH):
+                crops = self.crops.random(part, generator)
+                spectrum = self.batches.spectra(crops, config, generator)
+                with autocast(self.device, self.bf16):
+                    log_p = F.log_softmax(self.network(spectrum).total.float(), dim=1)
+                total += float(log_p.gather(1, self.batches.ids[part][:, None]).double().sum())
+        self._require_finite(total)
+        return total / len(chosen)
+
     def save(self, path: Path, metrics: dict[str, float]) -> None:
         """Write all that `restore` needs, and the last epoch's metrics, atomically."""
         state = {
@@ -167,6 +226,7 @@ class Training:
             "metrics": metrics,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "best": self._best,
         }
         checkpoint.save(state, path)
 
@@ -184,21 +244,49 @@ class Training:
             )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch = state["epoch"]
+        self.epoch, self._best = state["epoch"], state["best"]
         metrics: dict[str, float] = state["metrics"]
         return metrics
+
+    def _val_metrics(self) -> dict[str, float]:
+        """What the labelled clips of val allow."""
+        report = self.auc_report("val")
+        if report.auc is None or report.pauc is None or report.ci is None:
+            return {}
+        metrics = {"val_auc": report.auc, "val_pauc": report.pauc}
+        metrics |= {"val_auc_low": report.ci[0], "val_auc_high": report.ci[1]}
+        return metrics | {
+            f"val_auc/{x.machine_id}": x.auc for x in report.per_id if x.auc is not None
+        }
+
+    def _label_free(self, name: LabelFree) -> float:
+        return self.id_swap_auc() if name == "id_swap_auc" else self.normal_log_likelihood()
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        name = self.objective
+        if self._best is None or metrics[name] > self._best["metrics"][name]:
+            network = {key: value.clone() for key, value in self.network.state_dict().items()}
+            self._best = {"epoch": self.epoch, "metrics": dict(metrics), "network": network}
+
+    def _require_finite(self, scores: np.ndarray | float) -> None:
+        if not np.isfinite(scores).all():  # the last step of an epoch has no loss to show it
+            raise NonFiniteLossError(
+                f"scores are not finite after epoch {self.epoch} (train.lr "
+                f"{self.config.train.lr:g}, bf16 {self.bf16})"
+            )
 
     def _train_epoch(self) -> float:
         train = self.config.train
         generator = torch.Generator(self.device).manual_seed((train.seed << 16) + self.epoch)
         self.network.train()
-        order = torch.randperm(len(self._clips), generator=generator, device=self.device)
-        batches = torch.split(self._clips[order], train.batch_size)
+        everything = self.batches.clips
+        order = torch.randperm(len(everything), generator=generator, device=self.device)
+        batches = torch.split(everything[order], train.batch_size)
         total = torch.zeros((), device=self.device)
         for step, clips in enumerate(batches):
             progress = (self.epoch + step / len(batches)) / train.epochs
             self._set_lr(progress)
-            spectrum, target = self._batch(clips, generator)
+            spectrum, target = self.batches.draw(clips, generator)
             with autocast(self.device, self.bf16):
                 logits = self.network(spectrum)
             loss = self._loss(logits, target)
@@ -206,44 +294,7 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach() * len(clips)
-        return float(total / len(self._clips))
-
-    def _batch(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augmented spectra `(B, 2, F, T)` of random crops and their target weights `(B, C)`."""
-        config = self.config.augment
-        ids = self._ids[clips]
-        waveforms = self.crops.random(clips, generator)
-        if config.mixing:
-            target = augment.mixing_weights(
-                ids, self._n_of_id > 0, config.mixing_p, config.mixing_alpha, generator
-            )
-            waveforms = self._mix(waveforms, ids, target, generator)
-        else:
-            target = F.one_hot(ids, len(self.pack.machine_ids)).float()
-        if config.noise:
-            waveforms = augment.add_noise(waveforms, config.noise_p, config.noise_level, generator)
-        spectrum = self.frontend(waveforms)
-        if config.mask:
-            spectrum = augment.mask_bands(
-                spectrum, config.mask_p, config.mask_bands, config.mask_width, generator
-            )
-        if config.shift:
-            spectrum = augment.shift_bins(spectrum, config.shift_p, config.shift_bins, generator)
-        return spectrum, target
-
-    def _mix(self, own: Tensor, ids: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """Weighted sum of one crop per id; the crop's own id contributes the crop itself.
-
-        Mixing waveforms is mixing complex spectra: the transform is linear.
-        """
-        mixed = torch.zeros_like(own)
-        for index in range(weights.shape[1]):
-            u = torch.rand(len(own), generator=generator, device=self.device)
-            pick = self._clips_of_id[index, (u * self._n_of_id[index]).long()]
-            other = self.crops.random(pick, generator)
-            is_own = (ids == index)[:, None]
-            mixed += weights[:, index, None] * torch.where(is_own, own, other)
-        return mixed
+        return float(total / len(everything))
 
     def _loss(self, logits: Logits, target: Tensor) -> Tensor:
         """Weighted sum of the three heads' KL divergences; for one-hot targets, cross-entropies."""

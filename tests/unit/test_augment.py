@@ -95,7 +95,7 @@ def test_mixing_is_exact_in_the_complex_domain() -> None:
     pack = make_pack(clips, id_index, [0] * 6, ["train"] * 6)
     config = tiny_config(AugmentConfig(mixing=True, mixing_p=1.0))
     training = Training(config, pack, CPU)
-    spectra, weights = training._batch(torch.arange(6).repeat(5), _generator())
+    spectra, weights = training.batches.draw(torch.arange(6).repeat(5), _generator())
 
     window = torch.hann_window(FRONTEND.n_fft)
     crops = torch.from_numpy(np.stack([np.resize(p, FRONTEND.crop_samples) for p in periods]))
@@ -118,7 +118,7 @@ def test_a_crop_that_is_not_mixed_is_itself() -> None:
     pack = tone_pack(n_ids=3)
     training = Training(tiny_config(AugmentConfig(mixing=True, mixing_p=0.0)), pack, CPU)
     clips = torch.from_numpy(pack.select("train"))
-    spectra, weights = training._batch(clips, _generator())
+    spectra, weights = training.batches.draw(clips, _generator())
     itself = training.crops.random(clips, _generator())
     torch.testing.assert_close(spectra, training.frontend(itself), rtol=0, atol=0)
     assert torch.equal(weights.argmax(dim=1), torch.from_numpy(pack.id_index)[clips])

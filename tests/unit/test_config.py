@@ -132,6 +132,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         ("train.weight_decay", -1e-9, "must be >= 0"),
         ("train.loss_weight_magnitude", -1.0, "must be >= 0"),
         ("train.loss_weight_complex", -1.0, "must be >= 0"),
+        ("train.patience", -1, "must be >= 0"),
         ("train.seed", -1, "must be >= 0"),
     ],
 )

@@ -191,7 +191,7 @@ def test_an_id_without_training_clips_is_no_obstacle(augment: AugmentConfig) -> 
     assert np.isfinite(metrics["train_loss"])
     assert "val_auc/id_02" in metrics
     clips = torch.from_numpy(pack.select("train"))
-    _, target = training._batch(clips, torch.Generator().manual_seed(0))
+    _, target = training.batches.draw(clips, torch.Generator().manual_seed(0))
     assert target[:, 1].abs().max() == 0  # no crop is said to hold the id that none can hold
     assert (target[:, [0, 2]].max(dim=0).values > 0.5).all()
 
