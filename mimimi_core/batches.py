@@ -22,7 +22,7 @@ class Batches:
         config: Which augmentations, and how often.
         pack: The clips; its train normals are drawn.
         crops: The same clips, ready to be cropped.
-        frontend: Waveforms to spectra.
+        frontend: Waveforms to features.
         device: Where crops and front-end live.
     """
 
@@ -46,7 +46,7 @@ class Batches:
         self._clips_of_id = torch.from_numpy(np.stack(padded)).to(device)
 
     def draw(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augmented spectra of random crops of `clips` `(B,)`, and target weights `(B, C)`."""
+        """Augmented features of random crops of `clips` `(B,)`, and target weights `(B, C)`."""
         config, ids = self.config, self.ids[clips]
         waveforms = self.crops.random(clips, generator)
         if config.mixing:
@@ -56,22 +56,22 @@ class Batches:
             waveforms = self._mix(waveforms, ids, target, generator)
         else:
             target = F.one_hot(ids, len(self._n_of_id)).float()
-        return self.spectra(waveforms, config, generator), target
+        return self.features(waveforms, config, generator), target
 
-    def spectra(
+    def features(
         self, waveforms: Tensor, config: AugmentConfig, generator: torch.Generator
     ) -> Tensor:
-        """Spectra `(B, 2, F, T)` of `(B, N)` crops, augmented by all of `config` but mixing."""
+        """Features of `(B, N)` crops, augmented by all of `config` but mixing."""
         if config.noise:
             waveforms = augment.add_noise(waveforms, config.noise_p, config.noise_level, generator)
-        spectrum: Tensor = self.frontend(waveforms)
+        spectrum = self.frontend.transform(waveforms)
         if config.mask:
             spectrum = augment.mask_bands(
                 spectrum, config.mask_p, config.mask_bands, config.mask_width, generator
             )
         if config.shift:
             spectrum = augment.shift_bins(spectrum, config.shift_p, config.shift_bins, generator)
-        return spectrum
+        return self.frontend.features(spectrum)
 
     def _mix(self, own: Tensor, ids: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         """Weighted sum of one crop per id; the crop's own id contributes the crop itself.

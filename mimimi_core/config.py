@@ -5,15 +5,29 @@ Field names are the parameter names of a search space: `network.channels` in a Y
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 Size = tuple[int, int]
+FrontendKind = Literal["complex", "magnitude", "logmel"]
+NetworkKind = Literal["complex", "real", "mobilenetv2"]
+Norm = Literal["split", "whitening"]
+Activation = Literal["prelu", "modrelu", "crelu", "zrelu"]
+Head = Literal["linear", "arcface"]
 Padding = Literal["half", "valid"]
 LrSchedule = Literal["constant", "cosine"]
 Normalization = Literal["none", "rms"]
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+# What each kind of network can read.
+INPUTS: dict[NetworkKind, tuple[FrontendKind, ...]] = {
+    "complex": ("complex",),
+    "real": ("magnitude", "logmel"),
+    "mobilenetv2": ("magnitude", "logmel"),
+}
 
 
 class ConfigError(ValueError):
@@ -33,8 +47,10 @@ def _require(
 
 @dataclass(frozen=True, kw_only=True)
 class FrontendConfig:
-    """Waveform to spectrum (paper section IV-B: 64 ms window, 32 ms hop, 64 frames)."""
+    """Waveform to features (paper section IV-B: 64 ms window, 32 ms hop, 64 frames)."""
 
+    kind: FrontendKind = "complex"  # the STFT, its magnitude, or log power in mel bands
+    n_mels: int = 128  # bands of "logmel"
     sample_rate: int = 16000  # Hz; clips at another rate are resampled when packed
     n_fft: int = 1024  # samples; also the length of the Hann window
     hop: int = 512  # samples
@@ -48,11 +64,23 @@ class FrontendConfig:
         rule = f"must be <= frontend.n_fft ({self.n_fft})"
         _require(self.hop <= self.n_fft, "frontend.hop", rule, self.hop, ConflictError)
         _require(self.n_frames >= 1, "frontend.n_frames", "must be >= 1", self.n_frames)
+        _require(self.n_mels >= 1, "frontend.n_mels", "must be >= 1", self.n_mels)
+        if self.kind == "logmel":  # narrower bands may fall between two bins and hold nothing
+            rule = f"must be <= a quarter of the {self.n_bins} bins of frontend.n_fft {self.n_fft}"
+            _require(
+                4 * self.n_mels <= self.n_bins, "frontend.n_mels", rule, self.n_mels, ConflictError
+            )
 
     @property
     def n_bins(self) -> int:
         """Rows of the spectrum, DC and Nyquist included."""
         return self.n_fft // 2 + 1
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """(channels, rows, frames) of what a network gets of one crop."""
+        rows = self.n_mels if self.kind == "logmel" else self.n_bins
+        return (2 if self.kind == "complex" else 1, rows, self.n_frames)
 
     @property
     def crop_samples(self) -> int:
@@ -62,7 +90,11 @@ class FrontendConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The complex network; the defaults are Table I of Kim, Ho and Kang (EUSIPCO 2021).
+    """The network; the defaults are Table I of Kim, Ho and Kang (EUSIPCO 2021).
+
+    "real" is the same encoder with real convolutions and one head; "mobilenetv2" is fixed as
+    published and has no settings but the head's. Attention, norm and activation are the complex
+    network's alone.
 
     The encoder has `depth` complex layers. The first two use the early kernel, the others the
     late one; all stride (2, 2) but the last, which strides (2, 1) with a kernel
@@ -70,6 +102,7 @@ class NetworkConfig:
     between.
     """
 
+    kind: NetworkKind = "complex"
     channels: int = 45
     depth: int = 5
     kernel_height_early: int = 7
@@ -82,7 +115,24 @@ class NetworkConfig:
     padding: Padding = "half"  # "half" is (k-1)//2 and 2 rows in the branches; the paper is silent
     bias: bool = False  # in the encoder's convolutions; batch norm follows, so it changes nothing
 
+    norm: Norm = (
+        "split"  # of each part by itself; "whitening": both together (Trabelsi et al. 2018)
+    )
+    activation: Activation = "prelu"  # of each part by itself; the others are in complex_nn.py
+    head: Head = "linear"  # "arcface": cosines with an angular margin (Deng et al. 2019)
+    arcface_scale: float = 30.0  # of the cosines; Noisy-ArcMix takes 30
+    arcface_margin: float = 0.5  # rad, added to the angle of the right id in training
+
     def __post_init__(self) -> None:
+        for name, value in (("norm", self.norm), ("activation", self.activation)):
+            is_default = value == getattr(NetworkConfig, name)
+            rule = "needs network.kind 'complex' unless it is the default"
+            _require(
+                self.kind == "complex" or is_default, f"network.{name}", rule, value, ConflictError
+            )
+        scale, margin = self.arcface_scale, self.arcface_margin
+        _require(scale > 0, "network.arcface_scale", "must be > 0", scale)
+        _require(0 <= margin < math.pi / 2, "network.arcface_margin", "must be in 0..pi/2", margin)
         _require(self.channels >= 1, "network.channels", "must be >= 1", self.channels)
         _require(self.depth >= 3, "network.depth", "must be >= 3", self.depth)
         for name in (
@@ -114,7 +164,9 @@ class NetworkConfig:
         return ((self.channels, early, (2, 2)), *middle, (self.channels, last, (2, 1)))
 
     def fits(self, n_bins: int, n_frames: int) -> bool:
-        """Whether a crop of so many bins and frames is left with a map in every layer."""
+        """Whether features of so many rows and frames are left with a map in every layer."""
+        if self.kind == "mobilenetv2":  # halves five times, rounding up
+            return min(n_bins, n_frames) >= 1 and max(n_bins, n_frames) > 2**5
         halved = self.padding == "half"
         for _, kernel, stride in self.layers:
             pad_f, pad_t = ((k - 1) // 2 if halved else 0 for k in kernel)
@@ -123,7 +175,7 @@ class NetworkConfig:
         if min(n_bins, n_frames) < 1 or n_bins * n_frames == 1:
             return False  # over a single value, a batch of one crop has no variance to divide by
         n_bins = (n_bins + 4 * halved - 5) // 2 + 1  # the branches
-        if self.attention:
+        if self.kind == "complex" and self.attention:
             n_bins = (n_bins + 2 * halved - 3) // 2 + 1
         return n_bins >= 1
 
@@ -193,12 +245,20 @@ class TrialConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        crop = self.frontend.n_bins, self.frontend.n_frames
-        if not self.network.fits(*crop):
+        network, (_, *crop) = self.network, self.frontend.feature_shape
+        inputs = INPUTS[network.kind]
+        if self.frontend.kind not in inputs:
             raise ConflictError(
-                f"a crop of {crop[0]} x {crop[1]} (bins x frames) is too small for network.depth "
-                f"{self.network.depth} with padding {self.network.padding!r}: raise "
-                "frontend.n_frames or lower the depth"
+                f"network.kind {network.kind!r} needs frontend.kind "
+                f"{' or '.join(map(repr, inputs))}, got {self.frontend.kind!r}"
+            )
+        if not network.fits(*crop):
+            shape = f"a crop of {crop[0]} x {crop[1]} (bins x frames) is too small for "
+            raise ConflictError(
+                f"{shape}network.kind 'mobilenetv2': raise frontend.n_frames"
+                if network.kind == "mobilenetv2"
+                else f"{shape}network.depth {network.depth} with padding {network.padding!r}: "
+                "raise frontend.n_frames or lower the depth"
             )
 
     @classmethod

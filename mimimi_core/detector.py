@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from mimimi_core.config import TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
-from mimimi_core.network import ComplexNetwork, build_network
+from mimimi_core.network import build_network
 from mimimi_core.precision import pick_device, use_bf16
 from mimimi_core.scoring import Threshold, score_clips
+from mimimi_core.systems import System
 
 if TYPE_CHECKING:
     from mimimi_core.pack import Pack
@@ -49,7 +50,7 @@ class Detector:
         machine_type: str,
         machine_ids: Sequence[str],
         thresholds: dict[str, Threshold | None],
-        network: ComplexNetwork,
+        network: System,
     ) -> None:
         self.config = config
         self.machine_type = machine_type

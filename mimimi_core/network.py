@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimimi_core.complex_nn import ComplexConv2d, complex_magnitude
+from mimimi_core.complex_nn import (
+    ComplexConv2d,
+    build_activation,
+    build_norm,
+    complex_magnitude,
+)
 from mimimi_core.config import ConfigError, FrontendConfig, NetworkConfig, Size, TrialConfig
-
-
-class Logits(NamedTuple):
-    """Pooled channels of the three heads, each `(B, n_ids)`; anomaly scores read `total` alone."""
-
-    magnitude: Tensor
-    complex: Tensor
-    total: Tensor
+from mimimi_core.mobilenetv2 import MobileNetV2
+from mimimi_core.systems import Classifier, Logits, build_head
 
 
 class ChannelAttention(nn.Module):
@@ -40,7 +39,7 @@ class ChannelAttention(nn.Module):
         return x * (1 + self.weights(x)[:, :, None, None])
 
 
-class ComplexNetwork(nn.Module):
+class ComplexNetwork(Classifier):
     """Encoder of complex layers, a magnitude and a complex branch, attention, three heads."""
 
     def __init__(self, config: NetworkConfig, n_ids: int) -> None:
@@ -49,11 +48,11 @@ class ComplexNetwork(nn.Module):
         blocks: list[nn.Module] = []
         n_in = 1
         for n_out, kernel, stride in config.layers:
-            padding: Size = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if halved else (0, 0)
+            padding = _encoder_padding(kernel, halved)
             blocks += [
                 ComplexConv2d(n_in, n_out, kernel, stride, padding, config.bias),
-                nn.BatchNorm2d(2 * n_out),
-                nn.PReLU(2 * n_out),
+                build_norm(config.norm, n_out),
+                build_activation(config.activation, n_out),
             ]
             n_in = n_out
         self.encoder = nn.Sequential(*blocks)
@@ -67,28 +66,59 @@ class ComplexNetwork(nn.Module):
             if config.attention
             else nn.Identity()
         )
-        self.total_conv = nn.Conv2d(2 * n_ids, n_ids, 1)
+        self.total_conv = build_head(config, 2 * n_ids, n_ids)
 
-    def forward(self, spectrum: Tensor) -> Logits:
-        """Logits of `(B, 2, F, T)` float32 (real, imaginary)."""
-        encoded = self.encoder(spectrum.contiguous(memory_format=torch.channels_last))
+    def forward(self, features: Tensor) -> Logits:
+        """Logits of a spectrum `(B, 2, F, T)` float32 (real, imaginary)."""
+        encoded = self.encoder(features.contiguous(memory_format=torch.channels_last))
         by_magnitude = self.magnitude_conv(complex_magnitude(encoded))
         by_complex = self.complex_conv(encoded)
         fused = self.attention(torch.cat([by_magnitude, by_complex], dim=1))
-        total = self.total_conv(fused)
         return Logits(
-            *(head.float().mean(dim=(2, 3)) for head in (by_magnitude, by_complex, total))
+            magnitude=by_magnitude.float().mean(dim=(2, 3)),
+            complex=by_complex.float().mean(dim=(2, 3)),
+            total=self.total_conv(fused),
         )
 
 
-def build_network(config: NetworkConfig, n_ids: int) -> ComplexNetwork:
+class RealNetwork(Classifier):
+    """The deep encoder of Table I with real convolutions, as in Table II's magnitude rows.
+
+    One branch is left, Table I's "Magnitude conv2d", so its pooled channels are the logits.
+    """
+
+    def __init__(self, config: NetworkConfig, n_ids: int) -> None:
+        super().__init__()
+        halved = config.padding == "half"
+        blocks: list[nn.Module] = []
+        n_in = 1
+        for n_out, kernel, stride in config.layers:
+            padding = _encoder_padding(kernel, halved)
+            conv = nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=config.bias)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+            blocks += [conv, nn.BatchNorm2d(n_out), nn.PReLU(n_out)]
+            n_in = n_out
+        self.encoder = nn.Sequential(*blocks)
+        branch_padding = (2, 0) if halved else (0, 0)
+        self.total_conv = build_head(config, n_in, n_ids, (5, 1), (2, 1), branch_padding)
+
+    def forward(self, features: Tensor) -> Logits:
+        """Logits of a magnitude or log-mel spectrum `(B, 1, F, T)` float32."""
+        encoded = self.encoder(features.contiguous(memory_format=torch.channels_last))
+        return Logits(magnitude=None, complex=None, total=self.total_conv(encoded))
+
+
+_CLASSIFIERS = {"complex": ComplexNetwork, "real": RealNetwork, "mobilenetv2": MobileNetV2}
+
+
+def build_network(config: NetworkConfig, n_ids: int) -> Classifier:
     """The network for `n_ids` machine ids of one type; with the defaults, the paper's."""
     if n_ids < 2:
         raise ConfigError(
             f"id classification needs at least 2 machine ids of a type, got {n_ids}: "
             "add recordings of a sister machine"
         )
-    network = ComplexNetwork(config, n_ids)
+    network = _CLASSIFIERS[config.kind](config, n_ids)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
@@ -104,14 +134,18 @@ def network_cost(network: NetworkConfig, frontend: FrontendConfig, n_ids: int) -
     """Count without computing: torch's FLOP counter over tensors that have no storage.
 
     Raises:
-        ConfigError: A crop is too small for this depth and these kernels.
+        ConfigError: A crop is too small for this network, or of another kind than it takes.
     """
     TrialConfig(network=network, frontend=frontend)  # refuses what does not fit
     with torch.device("meta"):
         model = build_network(network, n_ids)
-        crop = torch.empty(1, 2, frontend.n_bins, frontend.n_frames)
+        crop = torch.empty(1, *frontend.feature_shape)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(crop)
+        model.eval().nll(crop)
     n_parameters = sum(p.numel() for p in model.parameters())
     return Cost(n_parameters, counter.get_total_flops() // 2)
+
+
+def _encoder_padding(kernel: Size, halved: bool) -> Size:
+    return ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if halved else (0, 0)

@@ -27,3 +27,10 @@ def use_bf16(precision: Precision, device: torch.device) -> bool:
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
     """Context in which matrix work runs in bfloat16, or plainly."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which `autocast` around it has no say."""
+    if device.type == "meta":  # tensors without storage, whose operations are only counted
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,7 +1,7 @@
 """Anomaly scores of clips, and thresholds from normal clips.
 
-`anomaly_score` = mean over the deterministic windows of a clip of `-log softmax(total)[its id]`
-(paper section III; higher is more anomalous).
+`anomaly_score` = mean over the deterministic windows of a clip of the negative log-likelihood of
+its id: `-log softmax(total)[its id]` of the paper's (section III). Higher is more anomalous.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.stats import gamma
-from torch import nn
 
 from mimimi_core.crops import Crops, window_offsets
+from mimimi_core.frontend import Frontend
 from mimimi_core.precision import autocast
+from mimimi_core.systems import System
 
 WINDOWS_PER_BATCH = 64
 FALSE_ALARM_RATE = 0.1  # DCASE Task 2 baselines: 90th percentile of a gamma fit
@@ -25,7 +26,7 @@ class ClipScores:
 
     clips: np.ndarray  # int64 (n,) indices into the pack
     id_index: np.ndarray  # int64 (n,) the id each clip claims
-    nll: np.ndarray  # float64 (n, C) mean over windows of -log softmax(total), for every id
+    nll: np.ndarray  # float64 (n, C) mean over windows of the negative log-likelihood, for every id
 
     @property
     def scores(self) -> np.ndarray:
@@ -34,13 +35,13 @@ class ClipScores:
 
 
 def score_clips(
-    network: nn.Module, frontend: nn.Module, crops: Crops, clips: np.ndarray, bf16: bool
+    system: System, frontend: Frontend, crops: Crops, clips: np.ndarray, bf16: bool
 ) -> np.ndarray:
     """Mean negative log-likelihood of every id over the windows of each clip.
 
     Args:
-        network: In evaluation mode on the device of `frontend`.
-        frontend: Waveforms to spectra.
+        system: In evaluation mode on the device of `frontend`.
+        frontend: Waveforms to features.
         crops: Holds the clips.
         clips: int64 `(n,)` indices into `crops`.
         bf16: Multiply in bfloat16.
@@ -48,7 +49,7 @@ def score_clips(
     Returns:
         float64 `(n, C)`.
     """
-    device = next(network.parameters()).device
+    device = frontend.window.device
     offsets = [window_offsets(int(crops.lengths[clip]), crops.config) for clip in clips]
     counts = np.array([len(o) for o in offsets])
     clip_of_window = torch.from_numpy(np.repeat(clips, counts)).to(device)
@@ -57,8 +58,8 @@ def score_clips(
     with torch.inference_mode(), autocast(device, bf16):
         for first in range(0, len(clip_of_window), WINDOWS_PER_BATCH):
             batch = slice(first, first + WINDOWS_PER_BATCH)
-            spectrum = frontend(crops.at(clip_of_window[batch], offset_of_window[batch]))
-            nll.append(-torch.log_softmax(network(spectrum).total.float(), dim=1))
+            features = frontend(crops.at(clip_of_window[batch], offset_of_window[batch]))
+            nll.append(system.nll(features))
     values = torch.cat(nll).double().cpu().numpy()
     sums = np.add.reduceat(values, np.cumsum(counts) - counts, axis=0)
     return np.asarray(sums / counts[:, None])
@@ -79,10 +80,10 @@ def fit_threshold(
     """Quantile of a gamma distribution fitted to scores of held-out normals, as DCASE baselines do.
 
     Returns:
-        None where fewer than two different scores leave nothing to fit.
+        None where fewer than two scores that differ by more than rounding leave nothing to fit.
     """
     scores = np.asarray(normal_scores, dtype=np.float64)
-    if len(np.unique(scores)) < 2:
+    if not len(scores) or np.ptp(scores) <= 1e-6 * np.abs(scores).max():
         return None
     shape, _, scale = gamma.fit(np.maximum(scores, 1e-12), floc=0)
     return Threshold(

@@ -1,4 +1,4 @@
-"""One training of the id classifier, epoch by epoch, and its scores."""
+"""One training of a system, epoch by epoch, and its scores."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mimimi_core import checkpoint
@@ -15,7 +14,7 @@ from mimimi_core.config import AugmentConfig, ConfigError, TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.metrics import AucReport, auc_report
-from mimimi_core.network import Logits, build_network
+from mimimi_core.network import build_network
 from mimimi_core.pack import Pack
 from mimimi_core.precision import autocast, pick_device, use_bf16
 from mimimi_core.scoring import WINDOWS_PER_BATCH, ClipScores, score_clips
@@ -100,10 +99,12 @@ class Training:
         self._best: dict[str, Any] | None = None
 
     @classmethod
-    def from_checkpoint(cls, path: Path, pack: Pack) -> "Training":
+    def from_checkpoint(
+        cls, path: Path, pack: Pack, device: torch.device | None = None
+    ) -> "Training":
         """A training as `save` left it, settings included."""
         state = checkpoint.load(path, torch.device("cpu"))
-        training = cls(TrialConfig.from_params(state["params"]), pack)
+        training = cls(TrialConfig.from_params(state["params"]), pack, device)
         training.restore(path)
         return training
 
@@ -210,12 +211,12 @@ class Training:
         with torch.inference_mode():
             for part in torch.split(chosen, WINDOWS_PER_BATCH):
                 crops = self.crops.random(part, generator)
-                spectrum = self.batches.spectra(crops, config, generator)
+                features = self.batches.features(crops, config, generator)
                 with autocast(self.device, self.bf16):
-                    log_p = F.log_softmax(self.network(spectrum).total.float(), dim=1)
-                total += float(log_p.gather(1, self.batches.ids[part][:, None]).double().sum())
+                    nll = self.network.nll(features)
+                total += float(nll.gather(1, self.batches.ids[part][:, None]).double().sum())
         self._require_finite(total)
-        return total / len(chosen)
+        return -total / len(chosen)
 
     def save(self, path: Path, metrics: dict[str, float]) -> None:
         """Write all that `restore` needs, and the last epoch's metrics, atomically."""
@@ -286,29 +287,25 @@ class Training:
         for step, clips in enumerate(batches):
             progress = (self.epoch + step / len(batches)) / train.epochs
             self._set_lr(progress)
-            spectrum, target = self.batches.draw(clips, generator)
+            features, target = self.batches.draw(clips, generator)
             with autocast(self.device, self.bf16):
-                logits = self.network(spectrum)
-            loss = self._loss(logits, target)
+                terms = self.network.losses(features, target)
+            loss = self._weighted(terms)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach() * len(clips)
         return float(total / len(everything))
 
-    def _loss(self, logits: Logits, target: Tensor) -> Tensor:
-        """Weighted sum of the three heads' KL divergences; for one-hot targets, cross-entropies."""
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """Sum of a system's losses with the weights of the settings; `total` has 1."""
         train = self.config.train
-        heads = (
-            (logits.total, 1.0),
-            (logits.magnitude, train.loss_weight_magnitude),
-            (logits.complex, train.loss_weight_complex),
-        )
-        losses = [
-            weight * F.kl_div(F.log_softmax(head, dim=1), target, reduction="batchmean")
-            for head, weight in heads
-        ]
-        return torch.stack(losses).sum()
+        weights = {
+            "total": 1.0,
+            "magnitude": train.loss_weight_magnitude,
+            "complex": train.loss_weight_complex,
+        }
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
     def _set_lr(self, progress: float) -> None:
         train = self.config.train

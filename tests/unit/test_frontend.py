@@ -1,11 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from scipy.signal import get_window
 
-from mimimi_core.config import FrontendConfig
+from mimimi_core.config import FrontendConfig, FrontendKind
 from mimimi_core.crops import Crops
-from mimimi_core.frontend import Frontend
+from mimimi_core.frontend import Frontend, mel_filters
 from tests.audio_fixtures import noise
 from tests.model_fixtures import CPU
 
@@ -95,9 +97,65 @@ def test_silence_is_finite(normalization: str) -> None:
     assert Frontend(config)(torch.zeros(2, config.crop_samples)).abs().max() == 0
 
 
-def test_autocast_leaves_the_transform_in_float32() -> None:
-    config = FrontendConfig(n_fft=64, hop=32, n_frames=8)
+@pytest.mark.parametrize("kind", ["complex", "magnitude", "logmel"])
+def test_autocast_leaves_the_features_in_float32(kind: FrontendKind) -> None:
+    config = FrontendConfig(kind=kind, n_fft=64, hop=32, n_frames=8, n_mels=8)
     x = torch.randn(2, config.crop_samples, generator=torch.Generator().manual_seed(0))
     plain = Frontend(config)(x)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(Frontend(config)(x), plain, rtol=0, atol=0)
+
+
+def _both(config: FrontendConfig, kind: FrontendKind) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of some crops, and their complex spectra from numpy-checked code above."""
+    x = torch.randn(3, config.crop_samples, generator=torch.Generator().manual_seed(0))
+    spectra = Frontend(config)(x)
+    features = Frontend(dataclasses.replace(config, kind=kind))(x)
+    return features, torch.complex(spectra[:, 0], spectra[:, 1])
+
+
+def test_magnitude_is_the_absolute_value_of_the_transform() -> None:
+    config = FrontendConfig(n_fft=256, hop=100, n_frames=9)
+    features, z = _both(config, "magnitude")
+    assert features.shape == (3, 1, 129, 9)
+    torch.testing.assert_close(features[:, 0], z.abs(), rtol=1e-4, atol=1e-4)
+
+
+def test_logmel_is_the_power_in_mel_bands_in_decibels() -> None:
+    config = FrontendConfig(n_fft=256, hop=100, n_frames=9, n_mels=32)
+    features, z = _both(config, "logmel")
+    assert features.shape == (3, 1, 32, 9)
+    power = torch.einsum("fm,bft->bmt", mel_filters(config), z.abs().square())
+    torch.testing.assert_close(features[:, 0], 10 * torch.log10(power), rtol=1e-4, atol=1e-3)
+
+
+def test_silence_in_decibels_is_the_floor() -> None:
+    config = FrontendConfig(kind="logmel", n_fft=256, hop=100, n_frames=9, n_mels=32)
+    assert set(Frontend(config)(torch.zeros(1, config.crop_samples)).unique().tolist()) == {-100.0}
+
+
+def test_mel_filters_are_slaneys_triangles_of_equal_area() -> None:
+    """Linear below 1 kHz at 200/3 Hz a mel, then 27 mels per factor of 6.4."""
+    config = FrontendConfig()
+    edges_mel = np.linspace(0, 15 + 27 * np.log(8) / np.log(6.4), 130)
+    edges = np.where(
+        edges_mel < 15, edges_mel * 200 / 3, 1000 * 6.4 ** (np.maximum(edges_mel - 15, 0) / 27)
+    )
+    frequencies = np.arange(513) * 16000 / 1024
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    rising = (frequencies[:, None] - low) / (centre - low)
+    falling = (high - frequencies[:, None]) / (high - centre)
+    expected = np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)
+    found = mel_filters(config)
+    assert found.shape == (513, 128)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 48000])
+@pytest.mark.parametrize("n_fft", [64, 256, 1024, 2048])
+def test_as_many_bands_as_are_allowed_leave_none_empty(n_fft: int, sample_rate: int) -> None:
+    n_mels = (n_fft // 2 + 1) // 4
+    config = FrontendConfig(
+        kind="logmel", n_fft=n_fft, hop=n_fft // 2, n_mels=n_mels, sample_rate=sample_rate
+    )
+    assert (mel_filters(config).sum(dim=0) > 0).all()

@@ -55,7 +55,8 @@ def test_mlflow_has_two_adapters() -> None:
 
 
 def test_one_module_reads_audio() -> None:
-    assert _importers("soundfile", "torchaudio") == {"mimimi_core/audio.py"}
+    assert _importers("soundfile") == {"mimimi_core/audio.py"}
+    assert _importers("torchaudio") == {"mimimi_core/audio.py", "mimimi_core/frontend.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -78,7 +79,17 @@ def test_a_download_does_not_wait_for_torch() -> None:
 
 
 def test_scoring_waveforms_loads_no_data_layer_and_no_search() -> None:
-    heavy = ("torch", "pyarrow", "soundfile", "pandas", "ray", "optuna", "mlflow", "search")
+    heavy = (
+        "torch",
+        "torchaudio",
+        "pyarrow",
+        "soundfile",
+        "pandas",
+        "ray",
+        "optuna",
+        "mlflow",
+        "search",
+    )
     assert _loaded("import mimimi_core.detector", *heavy) == {"torch"}
 
 

@@ -7,11 +7,10 @@ from mimimi_core.complex_nn import ComplexConv2d
 from mimimi_core.config import ConfigError, FrontendConfig, NetworkConfig
 from mimimi_core.network import (
     ChannelAttention,
-    ComplexNetwork,
-    Logits,
     build_network,
     network_cost,
 )
+from mimimi_core.systems import Classifier, Logits
 
 PAPER_INPUT = (1, 2, 513, 64)
 
@@ -20,7 +19,7 @@ def _n_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def _forward(network: ComplexNetwork, crop: Tensor) -> tuple[Logits, list[tuple[int, int]]]:
+def _forward(network: Classifier, crop: Tensor) -> tuple[Logits, list[tuple[int, int]]]:
     """The logits, and the size of each map that a complex convolution made on the way."""
     sizes: list[tuple[int, int]] = []
     for module in network.modules():
@@ -81,7 +80,7 @@ def test_map_sizes_without_padding() -> None:
     assert sizes == [(254, 30), (124, 13), (60, 6), (28, 2), (12, 1)]
 
 
-def _scrambled(config: NetworkConfig, n_ids: int) -> ComplexNetwork:
+def _scrambled(config: NetworkConfig, n_ids: int) -> Classifier:
     """A network in which no parameter or statistic has a value that could hide an error."""
     generator = torch.Generator().manual_seed(3)
     network = build_network(config, n_ids).eval()

@@ -8,8 +8,9 @@ from scipy.stats import gamma
 from mimimi_core import scoring
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
-from mimimi_core.network import ComplexNetwork, build_network
+from mimimi_core.network import build_network
 from mimimi_core.scoring import ClipScores, fit_threshold, score_clips
+from mimimi_core.systems import Classifier
 from tests.audio_fixtures import noise
 from tests.model_fixtures import CPU, FRONTEND, NETWORK
 
@@ -26,7 +27,7 @@ WINDOWS = {
 
 
 @pytest.fixture(scope="module")
-def network() -> ComplexNetwork:
+def network() -> Classifier:
     torch.manual_seed(0)
     network = build_network(NETWORK, N_IDS)
     for _ in range(3):  # moves the running statistics away from 0 and 1
@@ -39,12 +40,12 @@ def clips() -> list[np.ndarray]:
     return [noise(n, n)[:, 0] for n in WINDOWS]
 
 
-def _score(network: ComplexNetwork, clips: list[np.ndarray], *chosen: int) -> np.ndarray:
+def _score(network: Classifier, clips: list[np.ndarray], *chosen: int) -> np.ndarray:
     crops = Crops.from_waveforms(clips, FRONTEND, CPU)
     return score_clips(network, Frontend(FRONTEND), crops, np.array(chosen), bf16=False)
 
 
-def _by_definition(network: ComplexNetwork, clip: np.ndarray) -> np.ndarray:
+def _by_definition(network: Classifier, clip: np.ndarray) -> np.ndarray:
     """Mean over windows of -log softmax(total), one window after the other."""
     repeated = torch.from_numpy(np.resize(clip, max(len(clip), 288))).double() / 32768
     nll = []
@@ -63,9 +64,7 @@ def _by_definition(network: ComplexNetwork, clip: np.ndarray) -> np.ndarray:
     return np.mean(nll, axis=0)
 
 
-def test_scores_are_those_of_the_definition(
-    network: ComplexNetwork, clips: list[np.ndarray]
-) -> None:
+def test_scores_are_those_of_the_definition(network: Classifier, clips: list[np.ndarray]) -> None:
     found = _score(network, clips, *range(len(clips)))
     expected = np.stack([_by_definition(network, clip) for clip in clips])
     assert found.dtype == np.float64
@@ -76,7 +75,7 @@ def test_scores_are_those_of_the_definition(
 
 @pytest.mark.parametrize("windows_per_batch", [1, 5, 1000])
 def test_scores_do_not_depend_on_the_batch(
-    network: ComplexNetwork,
+    network: Classifier,
     clips: list[np.ndarray],
     windows_per_batch: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -90,9 +89,7 @@ def test_scores_do_not_depend_on_the_batch(
         np.testing.assert_allclose(alone[0], everything[clip], atol=1e-5)
 
 
-def test_bf16_scores_are_near_those_of_fp32(
-    network: ComplexNetwork, clips: list[np.ndarray]
-) -> None:
+def test_bf16_scores_are_near_those_of_fp32(network: Classifier, clips: list[np.ndarray]) -> None:
     crops = Crops.from_waveforms(clips, FRONTEND, CPU)
     chosen = np.arange(len(clips))
     frontend = Frontend(FRONTEND)
@@ -135,12 +132,14 @@ def test_one_false_alarm_in_ten_is_the_default() -> None:
     assert fit_threshold(scores) == fit_threshold(scores, 0.1)
 
 
-@pytest.mark.parametrize("scores", [[], [0.3], [0.3, 0.3, 0.3], [0.0, 0.0]])
+@pytest.mark.parametrize(
+    "scores", [[], [0.3], [0.3, 0.3, 0.3], [0.0, 0.0], [0.70711696, 0.707117, 0.707117]]
+)
 def test_fewer_than_two_different_scores_give_no_threshold(scores: list[float]) -> None:
     assert fit_threshold(scores) is None
 
 
-@pytest.mark.parametrize("scores", [[0.1, 0.2], [0.0, 0.3, 0.4], [1e-9, 5.0]])
+@pytest.mark.parametrize("scores", [[0.1, 0.2], [0.0, 0.3, 0.4], [1e-9, 5.0], [0.7, 0.700002]])
 def test_two_different_scores_give_a_finite_threshold(scores: list[float]) -> None:
     threshold = fit_threshold(scores)
     assert threshold is not None

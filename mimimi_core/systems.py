@@ -1,0 +1,135 @@
+"""What training and scoring ask of every system, and what all id classifiers share.
+
+B batch, C ids, F bins or bands, T frames.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimimi_core.config import NetworkConfig, Size
+from mimimi_core.precision import full_precision
+
+
+class System(nn.Module, ABC):
+    """Judges features of crops, `(B, channels, F, T)` float32 as the front-end makes them."""
+
+    @abstractmethod
+    def losses(self, features: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Scalar terms of the loss by name, `total` among them.
+
+        Args:
+            features: Of a training batch.
+            target: float32 `(B, C)` weights of the ids in each crop, rows summing to 1.
+        """
+
+    @abstractmethod
+    def nll(self, features: Tensor) -> Tensor:
+        """Negative log-likelihood float32 `(B, C)` of each crop under each id, up to a constant."""
+
+
+class Logits(NamedTuple):
+    """What the heads of a classifier say, each `(B, C)`; anomaly scores read `total` alone."""
+
+    magnitude: Tensor | None  # None where the network has no such branch
+    complex: Tensor | None
+    total: Tensor
+
+
+class Classifier(System):
+    """A system that tells ids apart: its `forward` returns `Logits`, the total by `total_conv`."""
+
+    total_conv: "PooledConv | CosineHead"
+
+    def losses(self, features: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Divergence of each head that there is from the target."""
+        logits: Logits = self(features)
+        losses = {"total": self.total_conv.loss(logits.total, target)}
+        if logits.magnitude is not None:
+            losses["magnitude"] = divergence(logits.magnitude, target)
+        if logits.complex is not None:
+            losses["complex"] = divergence(logits.complex, target)
+        return losses
+
+    def nll(self, features: Tensor) -> Tensor:
+        """What the head makes of the total, which alone is scored (paper section IV-B)."""
+        logits: Logits = self(features)
+        return self.total_conv.nll(logits.total)
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean KL divergence of softmax(logits) from the target; for one id, the cross-entropy."""
+    return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="batchmean")
+
+
+class PooledConv(nn.Conv2d):
+    """A convolution whose averaged channels are the logits, as in Table I: no linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits float32 `(B, out_channels)` of a map `(B, in_channels, F, T)`."""
+        return super().forward(x).float().mean(dim=(2, 3))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Divergence from the target."""
+        return divergence(logits, target)
+
+    def nll(self, logits: Tensor) -> Tensor:
+        """`-log softmax`."""
+        return -torch.log_softmax(logits, dim=1)
+
+
+class CosineHead(nn.Module):
+    """Angular-margin head: ArcFace (Deng et al., CVPR 2019).
+
+    The logits are `scale * cos(theta)`, theta being the angle between the averaged channels and an
+    id's direction. The loss adds `margin` to the angle of the right id; scores do not, and are
+    the bare cosine: a softmax of such logits would round to 1 for every clip told apart.
+    """
+
+    def __init__(self, n_in: int, n_ids: int, scale: float, margin: float) -> None:
+        super().__init__()
+        self.scale, self.margin = scale, margin
+        self.directions = nn.Parameter(torch.empty(n_ids, n_in))
+        nn.init.xavier_normal_(self.directions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits float32 `(B, n_ids)` of a map `(B, n_in, F, T)`."""
+        with full_precision(x.device):
+            pooled = F.normalize(x.float().mean(dim=(2, 3)))
+            return self.scale * F.linear(pooled, F.normalize(self.directions))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy with the margin on the right id.
+
+        Of a mixture, each id's own loss with its weight (Noisy-ArcMix, Choi and Choi, ICASSP 2024).
+        """
+        cosine = (logits / self.scale).clamp(-1 + 1e-6, 1 - 1e-6)  # acos has no slope at 1
+        wider = (torch.acos(cosine) + self.margin).clamp_max(torch.pi)
+        with_margin = self.scale * torch.cos(wider)
+        # (B, C, C): row c holds the logits if c is the right id
+        n_ids = logits.shape[1]
+        is_own = torch.eye(n_ids, dtype=torch.bool, device=logits.device)
+        candidates = torch.where(is_own, with_margin[:, :, None], logits[:, None, :])
+        own = F.log_softmax(candidates, dim=2).diagonal(dim1=1, dim2=2)
+        return -(target * own).sum(dim=1).mean()
+
+    def nll(self, logits: Tensor) -> Tensor:
+        """`scale * (1 - cos(theta))`: a von Mises-Fisher density's around each id's direction."""
+        return self.scale - logits
+
+
+def build_head(
+    config: NetworkConfig,
+    n_in: int,
+    n_ids: int,
+    kernel: Size = (1, 1),
+    stride: Size = (1, 1),
+    padding: Size = (0, 0),
+) -> PooledConv | CosineHead:
+    """The last layer of a classifier; cosines take the place of the whole convolution."""
+    if config.head == "arcface":
+        return CosineHead(n_in, n_ids, config.arcface_scale, config.arcface_margin)
+    return PooledConv(n_in, n_ids, kernel, stride, padding)
