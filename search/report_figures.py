@@ -10,13 +10,12 @@ import plotly.graph_objects as go
 
 from search.report_facts import TrialFacts, TypeFacts
 
-STATE_STYLES = {  # state -> colour, sign of plotly
+STATE_STYLES = {  # state -> colour, sign of plotly; a waiting trial is drawn nowhere
     "complete": ("#2563a8", "circle"),
     "pruned": ("#d97b16", "triangle-down-open"),
     "infeasible": ("#7a7a7a", "square-open"),
     "failed": ("#c02b2b", "x-thin-open"),
     "running": ("#2f9152", "circle-open"),
-    "waiting": ("#2f9152", "circle-open"),
 }
 WENT_ON = "#dfe5ec"  # trials that lived on after an epoch
 BEST_SO_FAR = "#14325c"

@@ -109,7 +109,6 @@ def render_markdown(study: str, written: str, reports: Sequence[TypeReport]) -> 
 
 def _legend() -> str:
     signs = [(color, _SIGNS[sign], state) for state, (color, sign) in STATE_STYLES.items()]
-    signs = signs[:-1]  # a waiting trial is drawn nowhere
     signs += [(FRESH_SEEDS, "◆", "fresh seeds"), (BEST_SO_FAR, "━", "best so far, Pareto front")]
     signs += [(WENT_ON, "■", "went on")]
     spans = "".join(

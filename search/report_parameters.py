@@ -93,7 +93,7 @@ def slice_figure(facts: TypeFacts, importance: Importance | None) -> go.Figure |
                 text=[f"trial {trial.number}" for trial in of_state],
                 mode="markers",
                 marker=marker(state) | {"size": 7},
-                opacity=0.8,
+                opacity=0.6,
                 hovertemplate="%{text}: %{x}, %{y:.3f}<extra></extra>",
                 **place,
             )
