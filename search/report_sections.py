@@ -76,25 +76,25 @@ def _history(facts: TypeFacts) -> Section:
 def _confirmation(facts: TypeFacts) -> Section | None:
     if not facts.finalists:
         return None
+    header = ("trial", "in the search", "mean of fresh seeds", "each seed")
+    has_failures = any(seeds.failures for seeds in facts.finalists)
     rows = []
     for seeds in facts.finalists:
         mark = " (winner)" if seeds.number == facts.winner else ""
-        rows.append(
-            (
-                f"{seeds.number}{mark}",
-                number(facts.trial(seeds.number).value),
-                number(seeds.mean),
-                ", ".join(f"{value:.3f}" for value in seeds.values),
-                "; ".join(seeds.failures),
-            )
+        row = (
+            f"{seeds.number}{mark}",
+            number(facts.trial(seeds.number).value),
+            number(seeds.mean),
+            ", ".join(f"{value:.3f}" for value in seeds.values),
         )
+        rows.append((*row, "; ".join(seeds.failures)) if has_failures else row)
     return Section(
         title="Confirmation",
         text=(
             "The best trials of the search, trained again with seeds that it never saw. The "
             "highest mean wins; a finalist of which a seed failed does not.",
         ),
-        header=("trial", "in the search", "mean of fresh seeds", "each seed", "failures"),
+        header=(*header, "failures") if has_failures else header,
         rows=tuple(rows),
     )
 
