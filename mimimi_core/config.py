@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 Size = tuple[int, int]
 FrontendKind = Literal["complex", "magnitude", "logmel"]
-NetworkKind = Literal["complex", "real", "mobilenetv2"]
+NetworkKind = Literal["complex", "real", "mobilenetv2", "autoencoder", "gmade", "mahalanobis"]
 Norm = Literal["split", "whitening"]
 Activation = Literal["prelu", "modrelu", "crelu", "zrelu"]
 Head = Literal["linear", "arcface"]
@@ -27,7 +27,13 @@ INPUTS: dict[NetworkKind, tuple[FrontendKind, ...]] = {
     "complex": ("complex",),
     "real": ("magnitude", "logmel"),
     "mobilenetv2": ("magnitude", "logmel"),
+    "autoencoder": ("logmel",),
+    "gmade": ("logmel",),
+    "mahalanobis": ("magnitude", "logmel"),
 }
+CLASSIFIERS = ("complex", "real", "mobilenetv2")
+ID_FREE = ("autoencoder", "gmade")  # one density for all ids, the same score under each
+CONTEXT = 5  # frames that those look at together
 
 
 class ConfigError(ValueError):
@@ -43,6 +49,10 @@ def _require(
 ) -> None:
     if not holds:
         raise error(f"{key} {rule}, got {value!r}")
+
+
+def _either(values: tuple[str, ...]) -> str:
+    return " or ".join(map(repr, values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +104,7 @@ class NetworkConfig:
 
     "real" is the same encoder with real convolutions and one head; "mobilenetv2" is fixed as
     published and has no settings but the head's. Attention, norm and activation are the complex
-    network's alone.
+    network's alone. "autoencoder", "gmade" and "mahalanobis" classify nothing and have no settings.
 
     The encoder has `depth` complex layers. The first two use the early kernel, the others the
     late one; all stride (2, 2) but the last, which strides (2, 1) with a kernel
@@ -124,12 +134,16 @@ class NetworkConfig:
     arcface_margin: float = 0.5  # rad, added to the angle of the right id in training
 
     def __post_init__(self) -> None:
-        for name, value in (("norm", self.norm), ("activation", self.activation)):
+        for name, kinds in (
+            ("norm", ("complex",)),
+            ("activation", ("complex",)),
+            ("head", CLASSIFIERS),
+        ):
+            value = getattr(self, name)
             is_default = value == getattr(NetworkConfig, name)
-            rule = "needs network.kind 'complex' unless it is the default"
-            _require(
-                self.kind == "complex" or is_default, f"network.{name}", rule, value, ConflictError
-            )
+            rule = f"needs network.kind {_either(kinds)} unless it is the default"
+            allowed = is_default or self.kind in kinds
+            _require(allowed, f"network.{name}", rule, value, ConflictError)
         scale, margin = self.arcface_scale, self.arcface_margin
         _require(scale > 0, "network.arcface_scale", "must be > 0", scale)
         _require(0 <= margin < math.pi / 2, "network.arcface_margin", "must be in 0..pi/2", margin)
@@ -167,6 +181,10 @@ class NetworkConfig:
         """Whether features of so many rows and frames are left with a map in every layer."""
         if self.kind == "mobilenetv2":  # halves five times, rounding up
             return min(n_bins, n_frames) >= 1 and max(n_bins, n_frames) > 2**5
+        if self.kind in ID_FREE:
+            return n_frames > CONTEXT  # over a single vector there is no variance
+        if self.kind == "mahalanobis":
+            return True
         halved = self.padding == "half"
         for _, kernel, stride in self.layers:
             pad_f, pad_t = ((k - 1) // 2 if halved else 0 for k in kernel)
@@ -246,19 +264,23 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         network, (_, *crop) = self.network, self.frontend.feature_shape
-        inputs = INPUTS[network.kind]
-        if self.frontend.kind not in inputs:
-            raise ConflictError(
-                f"network.kind {network.kind!r} needs frontend.kind "
-                f"{' or '.join(map(repr, inputs))}, got {self.frontend.kind!r}"
-            )
+        rule = f"must be {_either(INPUTS[network.kind])} for network.kind {network.kind!r}"
+        fed = self.frontend.kind in INPUTS[network.kind]
+        _require(fed, "frontend.kind", rule, self.frontend.kind, ConflictError)
+        rule = f"must be false for network.kind {network.kind!r}, which classifies no ids"
+        mixes = self.augment.mixing
+        allowed = not mixes or network.kind in CLASSIFIERS
+        _require(allowed, "augment.mixing", rule, mixes, ConflictError)
         if not network.fits(*crop):
-            shape = f"a crop of {crop[0]} x {crop[1]} (bins x frames) is too small for "
+            has_depth = network.kind in ("complex", "real")
             raise ConflictError(
-                f"{shape}network.kind 'mobilenetv2': raise frontend.n_frames"
-                if network.kind == "mobilenetv2"
-                else f"{shape}network.depth {network.depth} with padding {network.padding!r}: "
-                "raise frontend.n_frames or lower the depth"
+                f"a crop of {crop[0]} x {crop[1]} (bins x frames) is too small for "
+                + (
+                    f"network.depth {network.depth} with padding {network.padding!r}: raise "
+                    "frontend.n_frames or lower the depth"
+                    if has_depth
+                    else f"network.kind {network.kind!r}: raise frontend.n_frames"
+                )
             )
 
     @classmethod

@@ -90,7 +90,7 @@ class Detector:
             settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
             config = TrialConfig.from_params(settings["params"])
             machine_ids = settings["machine_ids"]
-            network = build_network(config.network, len(machine_ids))
+            network = build_network(config.network, len(machine_ids), config.frontend)
             network.load_state_dict(load_file(folder / WEIGHTS))
             saved = settings["thresholds"]
             thresholds = {

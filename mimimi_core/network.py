@@ -1,5 +1,7 @@
 """The complex network with attention of Kim, Ho and Kang (EUSIPCO 2021), section III and Table I.
 
+Its real-valued twin, and the one way to build either or any other system.
+
 B batch, C ids, F bins, T frames.
 """
 
@@ -15,9 +17,18 @@ from mimimi_core.complex_nn import (
     build_norm,
     complex_magnitude,
 )
-from mimimi_core.config import ConfigError, FrontendConfig, NetworkConfig, Size, TrialConfig
+from mimimi_core.config import (
+    ID_FREE,
+    ConfigError,
+    FrontendConfig,
+    NetworkConfig,
+    Size,
+    TrialConfig,
+)
+from mimimi_core.density import Autoencoder, GroupMade
+from mimimi_core.mahalanobis import Mahalanobis
 from mimimi_core.mobilenetv2 import MobileNetV2
-from mimimi_core.systems import Classifier, Logits, build_head
+from mimimi_core.systems import Classifier, Logits, System, build_head
 
 
 class ChannelAttention(nn.Module):
@@ -108,25 +119,49 @@ class RealNetwork(Classifier):
         return Logits(magnitude=None, complex=None, total=self.total_conv(encoded))
 
 
-_CLASSIFIERS = {"complex": ComplexNetwork, "real": RealNetwork, "mobilenetv2": MobileNetV2}
+def build_network(
+    config: NetworkConfig, n_ids: int, frontend: FrontendConfig | None = None
+) -> System:
+    """The system for `n_ids` machine ids of one type; with the defaults, the paper's network.
 
+    Args:
+        config: Its kind and settings.
+        n_ids: Ids to tell apart.
+        frontend: Sizes of its input, which those need that are not convolutional.
 
-def build_network(config: NetworkConfig, n_ids: int) -> Classifier:
-    """The network for `n_ids` machine ids of one type; with the defaults, the paper's."""
-    if n_ids < 2:
+    Raises:
+        ConfigError: Fewer ids than the system needs.
+    """
+    if n_ids < 2 and config.kind not in ID_FREE:
         raise ConfigError(
             f"id classification needs at least 2 machine ids of a type, got {n_ids}: "
-            "add recordings of a sister machine"
+            f"add recordings of a sister machine, or take network.kind {' or '.join(ID_FREE)}"
         )
-    network = _CLASSIFIERS[config.kind](config, n_ids)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+    system = _build(config, n_ids, frontend or FrontendConfig())
+    system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return system
+
+
+def _build(config: NetworkConfig, n_ids: int, frontend: FrontendConfig) -> System:
+    match config.kind:
+        case "complex":
+            return ComplexNetwork(config, n_ids)
+        case "real":
+            return RealNetwork(config, n_ids)
+        case "mobilenetv2":
+            return MobileNetV2(config, n_ids)
+        case "autoencoder":
+            return Autoencoder(frontend.n_mels, n_ids)
+        case "gmade":
+            return GroupMade(frontend.n_mels, n_ids)
+        case "mahalanobis":
+            return Mahalanobis(frontend, n_ids)
 
 
 class Cost(NamedTuple):
     """What one network costs, whatever the machine."""
 
-    n_parameters: int
+    n_parameters: int  # that a gradient trains
     macs: int  # multiply-accumulates of one crop's forward pass
 
 
@@ -138,7 +173,7 @@ def network_cost(network: NetworkConfig, frontend: FrontendConfig, n_ids: int) -
     """
     TrialConfig(network=network, frontend=frontend)  # refuses what does not fit
     with torch.device("meta"):
-        model = build_network(network, n_ids)
+        model = build_network(network, n_ids, frontend)
         crop = torch.empty(1, *frontend.feature_shape)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

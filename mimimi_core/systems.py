@@ -3,6 +3,7 @@
 B batch, C ids, F bins or bands, T frames.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -104,11 +105,14 @@ class CosineHead(nn.Module):
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy with the margin on the right id.
 
-        Of a mixture, each id's own loss with its weight (Noisy-ArcMix, Choi and Choi, ICASSP 2024).
+        Of a mixture, each id's own loss with its weight: ArcMix, as Choi and Choi (ICASSP 2024)
+        call it beside their Noisy-ArcMix, which has the margin on the first id alone.
         """
         cosine = (logits / self.scale).clamp(-1 + 1e-6, 1 - 1e-6)  # acos has no slope at 1
-        wider = (torch.acos(cosine) + self.margin).clamp_max(torch.pi)
-        with_margin = self.scale * torch.cos(wider)
+        wider = torch.acos(cosine) + self.margin
+        # Beyond pi the cosine would rise again; from there on the margin is a constant.
+        beyond = logits / self.scale - self.margin * math.sin(self.margin)
+        with_margin = self.scale * torch.where(wider < torch.pi, torch.cos(wider), beyond)
         # (B, C, C): row c holds the logits if c is the right id
         n_ids = logits.shape[1]
         is_own = torch.eye(n_ids, dtype=torch.bool, device=logits.device)

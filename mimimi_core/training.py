@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimimi_core import checkpoint
 from mimimi_core.batches import Batches
-from mimimi_core.config import AugmentConfig, ConfigError, TrialConfig
+from mimimi_core.config import ID_FREE, AugmentConfig, ConfigError, TrainConfig, TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.metrics import AucReport, auc_report
@@ -82,16 +82,29 @@ class Training:
         self.device = device or pick_device()
         self.bf16 = use_bf16(config.train.precision, self.device)
         self.objective: Objective = objective or objective_of(pack)
+        if self.objective == "id_swap_auc" and config.network.kind in ID_FREE:
+            raise ConfigError(
+                f"{pack.machine_type}: the objective id_swap_auc compares scores under different "
+                f"ids, and network.kind {config.network.kind!r} gives the same under all: label "
+                "some anomalies, or take normal_log_likelihood"
+            )
         self.frontend = Frontend(config.frontend).to(self.device)
         self.crops = Crops.from_pack(pack, config.frontend, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
-            self.network = build_network(config.network, len(pack.machine_ids)).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.train.lr,
-            weight_decay=config.train.weight_decay,
-            fused=True,
+            self.network = build_network(config.network, len(pack.machine_ids), config.frontend).to(
+                self.device
+            )
+        parameters = list(self.network.parameters())
+        self.optimizer = (
+            torch.optim.AdamW(
+                parameters,
+                lr=config.train.lr,
+                weight_decay=config.train.weight_decay,
+                fused=True,
+            )
+            if parameters  # a system may be fitted in closed form
+            else None
         )
         self.epoch = 0
         self.batches = Batches(config.augment, pack, self.crops, self.frontend, self.device)
@@ -148,6 +161,8 @@ class Training:
                 metrics = dict(self._best["metrics"])
             if len(np.unique(self.pack.id_index[held_out_normals(self.pack)])) >= 2:
                 names: tuple[LabelFree, ...] = get_args(LabelFree)
+                if self.config.network.kind in ID_FREE:
+                    names = ("normal_log_likelihood",)
                 metrics |= {name: self._label_free(name) for name in names if name not in metrics}
         return metrics
 
@@ -188,10 +203,11 @@ class Training:
         return report.auc
 
     def normal_log_likelihood(self) -> float:
-        """Mean log probability of the own id over augmented crops of held-out normals.
+        """Mean log-likelihood under the own id of augmented crops of held-out normals.
 
-        Needs no anomaly, and unlike `id_swap_auc` does not saturate where plain clips are all
-        told apart. The augmentations are the training's own but mixing, or white noise on every
+        Of a classifier, the mean log softmax; compare within one network.kind and head only. Needs
+        no anomaly, and unlike `id_swap_auc` does not saturate where plain clips are all told
+        apart. The augmentations are the training's own but mixing, or white noise on every
         crop where it has none; crops and chances are the same in every epoch and training. Mild
         augmentations are easier to bear, so trials that differ in them compare with a bias.
         """
@@ -226,7 +242,7 @@ class Training:
             "epoch": self.epoch,
             "metrics": metrics,
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer and self.optimizer.state_dict(),
             "best": self._best,
         }
         checkpoint.save(state, path)
@@ -244,7 +260,8 @@ class Training:
                 f"{', '.join(self.pack.machine_ids)}: train on them anew"
             )
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self._best = state["epoch"], state["best"]
         metrics: dict[str, float] = state["metrics"]
         return metrics
@@ -285,15 +302,16 @@ class Training:
         batches = torch.split(everything[order], train.batch_size)
         total = torch.zeros((), device=self.device)
         for step, clips in enumerate(batches):
-            progress = (self.epoch + step / len(batches)) / train.epochs
-            self._set_lr(progress)
             features, target = self.batches.draw(clips, generator)
             with autocast(self.device, self.bf16):
                 terms = self.network.losses(features, target)
             loss = self._weighted(terms)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            if self.optimizer:
+                progress = (self.epoch + step / len(batches)) / train.epochs
+                _set_lr(self.optimizer, train, progress)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
             total += loss.detach() * len(clips)
         return float(total / len(everything))
 
@@ -307,8 +325,9 @@ class Training:
         }
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
-    def _set_lr(self, progress: float) -> None:
-        train = self.config.train
-        factor = 0.5 * (1 + math.cos(math.pi * progress)) if train.lr_schedule == "cosine" else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = train.lr * factor
+
+def _set_lr(optimizer: torch.optim.Optimizer, train: TrainConfig, progress: float) -> None:
+    """Learning rate after a share `progress` of the training."""
+    factor = 0.5 * (1 + math.cos(math.pi * progress)) if train.lr_schedule == "cosine" else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = train.lr * factor

@@ -25,6 +25,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "magnitude, arcface": _SMALL
     | _MAGNITUDE
     | {"network.kind": "real", "network.head": "arcface", "augment.mixing": True},
+    "autoencoder": _LOGMEL | {"network.kind": "autoencoder"},
+    "gmade": _LOGMEL | {"network.kind": "gmade"},
+    "mahalanobis": _LOGMEL | {"network.kind": "mahalanobis"},
+    "mahalanobis, magnitude": _MAGNITUDE | {"network.kind": "mahalanobis"},
 }
 
 

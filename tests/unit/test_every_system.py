@@ -78,7 +78,7 @@ def test_a_saved_detector_scores_like_its_training(tmp_path: Path, pack: Pack, s
 def test_a_system_has_a_cost(system: str) -> None:
     config = small_config(system)
     cost = network_cost(config.network, config.frontend, 3)
-    network = build_network(config.network, 3)
+    network = build_network(config.network, 3, config.frontend)
     assert cost.n_parameters == sum(p.numel() for p in network.parameters())
     assert cost.macs > 0
 
@@ -87,8 +87,8 @@ def test_a_system_has_a_cost(system: str) -> None:
 def test_a_crop_is_judged_apart_from_its_batch(system: str) -> None:
     config = small_config(system)
     torch.manual_seed(0)
-    network = build_network(config.network, 3)
-    x = torch.randn(5, *config.frontend.feature_shape)
+    network = build_network(config.network, 3, config.frontend)
+    x = torch.rand(5, *config.frontend.feature_shape) + 0.1  # a magnitude is positive
     network.losses(x, torch.eye(3)[[0, 1, 2, 0, 1]])  # moves what is measured in training
     network.eval()
     with torch.inference_mode():
