@@ -22,7 +22,6 @@ from mimimi_core.config import (
     ConfigError,
     FrontendConfig,
     NetworkConfig,
-    Size,
     TrialConfig,
 )
 from mimimi_core.density import Autoencoder, GroupMade
@@ -50,23 +49,35 @@ class ChannelAttention(nn.Module):
         return x * (1 + self.weights(x)[:, :, None, None])
 
 
-class ComplexNetwork(Classifier):
-    """Encoder of complex layers, a magnitude and a complex branch, attention, three heads."""
-
-    def __init__(self, config: NetworkConfig, n_ids: int) -> None:
-        super().__init__()
+def build_encoder(config: NetworkConfig) -> nn.Sequential:
+    """Layers of convolution, norm and activation, `network.kind` "complex" or "real"."""
+    blocks: list[nn.Module] = []
+    n_in = 1
+    for n_out, kernel, stride in config.layers:
         halved = config.padding == "half"
-        blocks: list[nn.Module] = []
-        n_in = 1
-        for n_out, kernel, stride in config.layers:
-            padding = _encoder_padding(kernel, halved)
+        padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if halved else (0, 0)
+        if config.kind == "complex":
             blocks += [
                 ComplexConv2d(n_in, n_out, kernel, stride, padding, config.bias),
                 build_norm(config.norm, n_out),
                 build_activation(config.activation, n_out),
             ]
-            n_in = n_out
-        self.encoder = nn.Sequential(*blocks)
+        else:
+            conv = nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=config.bias)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+            blocks += [conv, nn.BatchNorm2d(n_out), nn.PReLU(n_out)]
+        n_in = n_out
+    return nn.Sequential(*blocks)
+
+
+class ComplexNetwork(Classifier):
+    """Encoder of complex layers, a magnitude and a complex branch, attention, three heads."""
+
+    def __init__(self, config: NetworkConfig, n_ids: int) -> None:
+        super().__init__()
+        self.encoder = build_encoder(config)
+        n_in, _, _ = config.layers[-1]
+        halved = config.padding == "half"
         branch_padding = (2, 0) if halved else (0, 0)
         self.magnitude_conv = nn.Conv2d(n_in, n_ids, (5, 1), (2, 1), branch_padding)
         # C channels of F_t come from here, so Table I's "Complex conv2d" is a real
@@ -79,9 +90,9 @@ class ComplexNetwork(Classifier):
         )
         self.total_conv = build_head(config, 2 * n_ids, n_ids)
 
-    def forward(self, features: Tensor) -> Logits:
-        """Logits of a spectrum `(B, 2, F, T)` float32 (real, imaginary)."""
-        encoded = self.encoder(features.contiguous(memory_format=torch.channels_last))
+    def forward(self, spectrum: Tensor) -> Logits:
+        """Logits of `(B, 2, F, T)` float32 (real, imaginary)."""
+        encoded = self.encoder(spectrum.contiguous(memory_format=torch.channels_last))
         by_magnitude = self.magnitude_conv(complex_magnitude(encoded))
         by_complex = self.complex_conv(encoded)
         fused = self.attention(torch.cat([by_magnitude, by_complex], dim=1))
@@ -100,17 +111,9 @@ class RealNetwork(Classifier):
 
     def __init__(self, config: NetworkConfig, n_ids: int) -> None:
         super().__init__()
-        halved = config.padding == "half"
-        blocks: list[nn.Module] = []
-        n_in = 1
-        for n_out, kernel, stride in config.layers:
-            padding = _encoder_padding(kernel, halved)
-            conv = nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=config.bias)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-            blocks += [conv, nn.BatchNorm2d(n_out), nn.PReLU(n_out)]
-            n_in = n_out
-        self.encoder = nn.Sequential(*blocks)
-        branch_padding = (2, 0) if halved else (0, 0)
+        self.encoder = build_encoder(config)
+        n_in, _, _ = config.layers[-1]
+        branch_padding = (2, 0) if config.padding == "half" else (0, 0)
         self.total_conv = build_head(config, n_in, n_ids, (5, 1), (2, 1), branch_padding)
 
     def forward(self, features: Tensor) -> Logits:
@@ -180,7 +183,3 @@ def network_cost(network: NetworkConfig, frontend: FrontendConfig, n_ids: int) -
         model.eval().nll(crop)
     n_parameters = sum(p.numel() for p in model.parameters())
     return Cost(n_parameters, counter.get_total_flops() // 2)
-
-
-def _encoder_padding(kernel: Size, halved: bool) -> Size:
-    return ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if halved else (0, 0)
