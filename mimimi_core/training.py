@@ -115,9 +115,10 @@ class Training:
     def from_checkpoint(
         cls, path: Path, pack: Pack, device: torch.device | None = None
     ) -> "Training":
-        """A training as `save` left it, settings included."""
+        """A training as `save` left it, settings and objective included."""
         state = checkpoint.load(path, torch.device("cpu"))
-        training = cls(TrialConfig.from_params(state["params"]), pack, device)
+        config = TrialConfig.from_params(state["params"])
+        training = cls(config, pack, device, state["objective"])
         training.restore(path)
         return training
 
@@ -238,6 +239,7 @@ class Training:
         """Write all that `restore` needs, and the last epoch's metrics, atomically."""
         state = {
             "params": self.config.to_params(),
+            "objective": self.objective,
             "machine_ids": list(self.pack.machine_ids),
             "epoch": self.epoch,
             "metrics": metrics,

@@ -125,6 +125,14 @@ def test_a_resumed_training_with_patience_is_bit_equal(
         assert torch.equal(over.network.state_dict()[name], value)
 
 
+def test_a_checkpoint_remembers_its_objective(tmp_path: Path, pack: Pack) -> None:
+    training = Training(tiny_config(), pack, CPU, objective="normal_log_likelihood")
+    training.save(tmp_path / "state.pt", training.run_epoch())
+    continued = Training.from_checkpoint(tmp_path / "state.pt", pack, CPU)
+    assert continued.objective == "normal_log_likelihood"
+    assert continued.run_epoch() == training.run_epoch()
+
+
 def test_the_last_epoch_alone_tells_what_needs_no_label(pack: Pack) -> None:
     training = Training(tiny_config(epochs=2), pack, CPU)
     first, last = training.run_epoch(), training.run_epoch()
