@@ -19,7 +19,7 @@ _LEAST_VARIANCE = 1.0  # dB^2: no level is foretold better, not even in digital 
 
 
 class FrameDensity(System):
-    """One model of all ids of a type, as the DCASE 2020 baseline trains one: no id, no margin.
+    """One model of all ids of a type, as the DCASE 2020 baseline trains one.
 
     Runs in fp32 throughout: in bf16 a level of 60 dB is only known to a quarter of one.
     """
