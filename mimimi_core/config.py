@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 Size = tuple[int, int]
 FrontendKind = Literal["complex", "magnitude", "logmel"]
-NetworkKind = Literal["complex", "real", "mobilenetv2", "autoencoder", "gmade", "mahalanobis"]
+NetworkKind = Literal["deep_encoder", "mobilenetv2", "autoencoder", "gmade", "mahalanobis"]
 Norm = Literal["split", "whitening"]
 Activation = Literal["prelu", "modrelu", "crelu", "zrelu"]
 Head = Literal["linear", "arcface"]
@@ -24,14 +24,13 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 # What each kind of network can read.
 INPUTS: dict[NetworkKind, tuple[FrontendKind, ...]] = {
-    "complex": ("complex",),
-    "real": ("magnitude", "logmel"),
+    "deep_encoder": ("complex", "magnitude", "logmel"),
     "mobilenetv2": ("magnitude", "logmel"),
     "autoencoder": ("logmel",),
     "gmade": ("logmel",),
     "mahalanobis": ("magnitude", "logmel"),
 }
-CLASSIFIERS = ("complex", "real", "mobilenetv2")
+CLASSIFIERS = ("deep_encoder", "mobilenetv2")
 ID_FREE = ("autoencoder", "gmade")  # one density for all ids, the same score under each
 CONTEXT = 5  # frames that those look at together
 
@@ -49,10 +48,6 @@ def _require(
 ) -> None:
     if not holds:
         raise error(f"{key} {rule}, got {value!r}")
-
-
-def _either(values: tuple[str, ...]) -> str:
-    return " or ".join(map(repr, values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +97,18 @@ class FrontendConfig:
 class NetworkConfig:
     """The network; the defaults are Table I of Kim, Ho and Kang (EUSIPCO 2021).
 
-    "real" is the same encoder with real convolutions and one head; "mobilenetv2" is fixed as
-    published and has no settings but the head's. Attention, norm and activation are the complex
-    network's alone. "autoencoder", "gmade" and "mahalanobis" classify nothing and have no settings.
+    The deep encoder computes as its input is: with complex numbers on the STFT, in two branches and
+    three heads; with real ones on magnitudes and mel bands, in one. Attention, norm and activation
+    are the complex one's alone. "mobilenetv2" is fixed as published and has no settings but the
+    head's. "autoencoder", "gmade" and "mahalanobis" classify nothing and have no settings.
 
-    The encoder has `depth` complex layers. The first two use the early kernel, the others the
+    The encoder has `depth` layers. The first two use the early kernel, the others the
     late one; all stride (2, 2) but the last, which strides (2, 1) with a kernel
     `kernel_width_last` wide. Channels are `channels` in the first and last layer, twice that
     between.
     """
 
-    kind: NetworkKind = "complex"
+    kind: NetworkKind = "deep_encoder"
     channels: int = 45
     depth: int = 5
     kernel_height_early: int = 7
@@ -134,16 +130,9 @@ class NetworkConfig:
     arcface_margin: float = 0.5  # rad, added to the angle of the right id in training
 
     def __post_init__(self) -> None:
-        for name, kinds in (
-            ("norm", ("complex",)),
-            ("activation", ("complex",)),
-            ("head", CLASSIFIERS),
-        ):
-            value = getattr(self, name)
-            is_default = value == getattr(NetworkConfig, name)
-            rule = f"needs network.kind {_either(kinds)} unless it is the default"
-            allowed = is_default or self.kind in kinds
-            _require(allowed, f"network.{name}", rule, value, ConflictError)
+        rule = f"must be 'linear' for network.kind {self.kind!r}, which classifies no ids"
+        allowed = self.head == "linear" or self.kind in CLASSIFIERS
+        _require(allowed, "network.head", rule, self.head, ConflictError)
         scale, margin = self.arcface_scale, self.arcface_margin
         _require(scale > 0, "network.arcface_scale", "must be > 0", scale)
         _require(0 <= margin < math.pi / 2, "network.arcface_margin", "must be in 0..pi/2", margin)
@@ -177,8 +166,8 @@ class NetworkConfig:
         ]
         return ((self.channels, early, (2, 2)), *middle, (self.channels, last, (2, 1)))
 
-    def fits(self, n_bins: int, n_frames: int) -> bool:
-        """Whether features of so many rows and frames are left with a map in every layer."""
+    def fits(self, n_channels: int, n_bins: int, n_frames: int) -> bool:
+        """Whether features of this shape are left with a map in every layer."""
         if self.kind == "mobilenetv2":  # halves five times, rounding up
             return min(n_bins, n_frames) >= 1 and max(n_bins, n_frames) > 2**5
         if self.kind in ID_FREE:
@@ -193,7 +182,7 @@ class NetworkConfig:
         if min(n_bins, n_frames) < 1 or n_bins * n_frames == 1:
             return False  # over a single value, a batch of one crop has no variance to divide by
         n_bins = (n_bins + 4 * halved - 5) // 2 + 1  # the branches
-        if self.kind == "complex" and self.attention:
+        if n_channels == 2 and self.attention:
             n_bins = (n_bins + 2 * halved - 3) // 2 + 1
         return n_bins >= 1
 
@@ -263,23 +252,28 @@ class TrialConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        network, (_, *crop) = self.network, self.frontend.feature_shape
-        rule = f"must be {_either(INPUTS[network.kind])} for network.kind {network.kind!r}"
-        fed = self.frontend.kind in INPUTS[network.kind]
+        network, kind = self.network, self.network.kind
+        inputs = INPUTS[kind]
+        rule = f"must be {' or '.join(map(repr, inputs))} for network.kind {kind!r}"
+        fed = self.frontend.kind in inputs
         _require(fed, "frontend.kind", rule, self.frontend.kind, ConflictError)
-        rule = f"must be false for network.kind {network.kind!r}, which classifies no ids"
-        mixes = self.augment.mixing
-        allowed = not mixes or network.kind in CLASSIFIERS
-        _require(allowed, "augment.mixing", rule, mixes, ConflictError)
-        if not network.fits(*crop):
-            has_depth = network.kind in ("complex", "real")
+        for name in ("norm", "activation"):
+            value, default = getattr(network, name), getattr(NetworkConfig, name)
+            rule = f"must be {default!r} unless a deep_encoder reads frontend.kind 'complex'"
+            allowed = value == default or self.frontend.kind == "complex"  # which others refuse
+            _require(allowed, f"network.{name}", rule, value, ConflictError)
+        rule = f"must be false for network.kind {kind!r}, which classifies no ids"
+        allowed = kind in CLASSIFIERS or not self.augment.mixing
+        _require(allowed, "augment.mixing", rule, self.augment.mixing, ConflictError)
+        shape = self.frontend.feature_shape
+        if not network.fits(*shape):
             raise ConflictError(
-                f"a crop of {crop[0]} x {crop[1]} (bins x frames) is too small for "
+                f"a crop of {shape[1]} x {shape[2]} (bins x frames) is too small for "
                 + (
                     f"network.depth {network.depth} with padding {network.padding!r}: raise "
                     "frontend.n_frames or lower the depth"
-                    if has_depth
-                    else f"network.kind {network.kind!r}: raise frontend.n_frames"
+                    if kind == "deep_encoder"
+                    else f"network.kind {kind!r}: raise frontend.n_frames"
                 )
             )
 

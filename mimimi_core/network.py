@@ -49,14 +49,14 @@ class ChannelAttention(nn.Module):
         return x * (1 + self.weights(x)[:, :, None, None])
 
 
-def build_encoder(config: NetworkConfig) -> nn.Sequential:
-    """Layers of convolution, norm and activation, `network.kind` "complex" or "real"."""
+def build_encoder(config: NetworkConfig, is_complex: bool) -> nn.Sequential:
+    """Layers of convolution, norm and activation, in complex or in real numbers."""
     blocks: list[nn.Module] = []
     n_in = 1
     for n_out, kernel, stride in config.layers:
         halved = config.padding == "half"
         padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if halved else (0, 0)
-        if config.kind == "complex":
+        if is_complex:
             blocks += [
                 ComplexConv2d(n_in, n_out, kernel, stride, padding, config.bias),
                 build_norm(config.norm, n_out),
@@ -75,7 +75,7 @@ class ComplexNetwork(Classifier):
 
     def __init__(self, config: NetworkConfig, n_ids: int) -> None:
         super().__init__()
-        self.encoder = build_encoder(config)
+        self.encoder = build_encoder(config, is_complex=True)
         n_in, _, _ = config.layers[-1]
         halved = config.padding == "half"
         branch_padding = (2, 0) if halved else (0, 0)
@@ -111,7 +111,7 @@ class RealNetwork(Classifier):
 
     def __init__(self, config: NetworkConfig, n_ids: int) -> None:
         super().__init__()
-        self.encoder = build_encoder(config)
+        self.encoder = build_encoder(config, is_complex=False)
         n_in, _, _ = config.layers[-1]
         branch_padding = (2, 0) if config.padding == "half" else (0, 0)
         self.total_conv = build_head(config, n_in, n_ids, (5, 1), (2, 1), branch_padding)
@@ -130,7 +130,7 @@ def build_network(
     Args:
         config: Its kind and settings.
         n_ids: Ids to tell apart.
-        frontend: Sizes of its input, which those need that are not convolutional.
+        frontend: Kind and size of its input; by default the paper's.
 
     Raises:
         ConfigError: Fewer ids than the system needs.
@@ -147,9 +147,9 @@ def build_network(
 
 def _build(config: NetworkConfig, n_ids: int, frontend: FrontendConfig) -> System:
     match config.kind:
-        case "complex":
+        case "deep_encoder" if frontend.kind == "complex":
             return ComplexNetwork(config, n_ids)
-        case "real":
+        case "deep_encoder":
             return RealNetwork(config, n_ids)
         case "mobilenetv2":
             return MobileNetV2(config, n_ids)

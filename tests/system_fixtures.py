@@ -14,17 +14,15 @@ _LOGMEL = {"frontend.kind": "logmel", "frontend.n_mels": 8, "frontend.n_frames":
 SYSTEMS: dict[str, dict[str, Any]] = {
     "complex with attention": _SMALL,
     "complex": _SMALL | {"network.attention": False},
-    "magnitude": _SMALL | _MAGNITUDE | {"network.kind": "real"},
-    "log-mel": _SMALL | _LOGMEL | {"network.kind": "real"},
+    "magnitude": _SMALL | _MAGNITUDE,
+    "log-mel": _SMALL | _LOGMEL,
     "mobilenetv2": _MAGNITUDE | {"network.kind": "mobilenetv2"},
     "whitening": _SMALL | {"network.norm": "whitening"},
     "modrelu": _SMALL | {"network.activation": "modrelu"},
     "crelu": _SMALL | {"network.activation": "crelu"},
     "zrelu": _SMALL | {"network.activation": "zrelu"},
     "arcface": _SMALL | {"network.head": "arcface", "network.arcface_scale": 8.0},
-    "magnitude, arcface": _SMALL
-    | _MAGNITUDE
-    | {"network.kind": "real", "network.head": "arcface", "augment.mixing": True},
+    "magnitude, arcface": _SMALL | _MAGNITUDE | {"network.head": "arcface", "augment.mixing": True},
     "autoencoder": _LOGMEL | {"network.kind": "autoencoder"},
     "gmade": _LOGMEL | {"network.kind": "gmade"},
     "mahalanobis": _LOGMEL | {"network.kind": "mahalanobis"},

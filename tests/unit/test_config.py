@@ -179,6 +179,6 @@ def test_what_fits_is_what_trains(padding: Padding, attention: bool, depth: int)
             works = False
         else:
             works = True
-        assert config.fits(n_bins, n_frames) is works, (n_bins, n_frames)
+        assert config.fits(2, n_bins, n_frames) is works, (n_bins, n_frames)
         outcomes.add(works)
     assert outcomes == {True, False}

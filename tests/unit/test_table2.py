@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimimi_core.config import ConfigError, ConflictError, NetworkConfig, TrialConfig
+from mimimi_core.config import (
+    ConfigError,
+    ConflictError,
+    FrontendConfig,
+    NetworkConfig,
+    TrialConfig,
+)
 from mimimi_core.mobilenetv2 import InvertedResidual
 from mimimi_core.network import build_network, network_cost
 
-MAGNITUDE = {"frontend.kind": "magnitude", "network.kind": "real"}
-LOGMEL = {"frontend.kind": "logmel", "network.kind": "real"}
+MAGNITUDE = {"frontend.kind": "magnitude"}
+LOGMEL = {"frontend.kind": "logmel"}
 MOBILENET = {"frontend.kind": "logmel", "network.kind": "mobilenetv2"}
 
 
@@ -44,7 +50,7 @@ def test_the_real_encoder_has_half_the_parameters_of_the_complex_one() -> None:
 
 def test_maps_and_operations_of_the_real_encoder_on_magnitudes() -> None:
     with torch.device("meta"):
-        network = build_network(NetworkConfig(kind="real"), 4)
+        network = build_network(NetworkConfig(), 4, FrontendConfig(kind="magnitude"))
         sizes = _sizes(network, torch.empty(1, 1, 513, 64))
     assert sizes == [(45, 257, 32), (90, 129, 16), (90, 65, 8), (90, 33, 4), (45, 17, 3)]
     macs = 257 * 32 * 45 * 35 + 129 * 16 * 45 * 90 * 35
@@ -54,7 +60,7 @@ def test_maps_and_operations_of_the_real_encoder_on_magnitudes() -> None:
 
 def test_maps_and_operations_of_the_real_encoder_on_mel_bands() -> None:
     with torch.device("meta"):
-        network = build_network(NetworkConfig(kind="real"), 4)
+        network = build_network(NetworkConfig(), 4, FrontendConfig(kind="magnitude"))
         sizes = _sizes(network, torch.empty(1, 1, 128, 64))
     assert sizes == [(45, 64, 32), (90, 32, 16), (90, 16, 8), (90, 8, 4), (45, 4, 3)]
     macs = 64 * 32 * 45 * 35 + 32 * 16 * 45 * 90 * 35
@@ -148,18 +154,9 @@ def test_whitening_and_activations_change_the_count_by_their_own() -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (
-            {"network.kind": "real"},
-            "must be 'magnitude' or 'logmel' for network.kind 'real', got 'c",
-        ),
-        ({"network.kind": "mobilenetv2"}, "'magnitude' or 'logmel' for network.kind 'mobilen"),
-        (
-            {"frontend.kind": "logmel"},
-            "frontend.kind must be 'complex' for network.kind .*'logmel'",
-        ),
-        ({"frontend.kind": "magnitude"}, "frontend.kind must be 'complex' .*'magnitude'"),
-        (MAGNITUDE | {"network.norm": "whitening"}, "network.norm needs network.kind 'complex'"),
-        (MAGNITUDE | {"network.activation": "zrelu"}, "network.activation needs network.kind"),
+        ({"network.kind": "mobilenetv2"}, "frontend.kind must be 'magnitude' or 'logmel' .*'com"),
+        (MAGNITUDE | {"network.norm": "whitening"}, "network.norm must be 'split' unless a deep_"),
+        (MOBILENET | {"network.activation": "zrelu"}, "network.activation must be 'prelu' unl"),
         (LOGMEL | {"frontend.n_mels": 129}, "must be <= a quarter of the 513 bins.*got 129"),
         (
             MOBILENET | {"frontend.n_mels": 32, "frontend.n_frames": 32},
@@ -175,22 +172,20 @@ def test_settings_that_make_no_sense_together_are_refused(
         TrialConfig.from_params(params)
 
 
-@pytest.mark.parametrize("kind", ["real", "mobilenetv2"])
+@pytest.mark.parametrize("kind", ["deep_encoder", "mobilenetv2", "mahalanobis"])
 def test_one_machine_id_alone_is_refused(kind: Any) -> None:
     with pytest.raises(ConfigError, match="at least 2 machine ids"):
-        build_network(NetworkConfig(kind=kind), 1)
+        build_network(NetworkConfig(kind=kind), 1, FrontendConfig(kind="logmel"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "crop"),
-    [("mobilenetv2", (33, 1)), ("mobilenetv2", (32, 32)), ("real", (5, 5)), ("real", (33, 17))],
-)
+@pytest.mark.parametrize("kind", ["mobilenetv2", "deep_encoder"])
+@pytest.mark.parametrize("crop", [(33, 1), (32, 32), (5, 5), (33, 17), (9, 17)])
 def test_what_fits_is_what_trains(kind: Any, crop: tuple[int, int]) -> None:
     config = NetworkConfig(kind=kind, channels=2, depth=4)
-    network = build_network(config, 2)
+    network = build_network(config, 2, FrontendConfig(kind="magnitude"))
     try:
         network(torch.zeros(1, 1, *crop))
     except (RuntimeError, ValueError):
-        assert not config.fits(*crop)
+        assert not config.fits(1, *crop)
     else:
-        assert config.fits(*crop)
+        assert config.fits(1, *crop)
