@@ -99,12 +99,19 @@ class GroupMade(FrameDensity):
 
     MADE (Germain et al., ICML 2015) with the frames as groups, as in Giri et al.'s DCASE 2020
     system: a normal distribution of each band of frame g, its mean and spread computed from
-    frames before g alone. The widths of the hidden layers are ours.
+    frames before g alone. The widths of the hidden layers are ours. The layers see levels that are
+    standardised by their average over all training batches so far.
     """
+
+    n_batches: Tensor
+    mean: Tensor  # dB
+    variance: Tensor  # dB^2
 
     def __init__(self, n_mels: int, n_ids: int) -> None:
         super().__init__(n_mels, n_ids)
-        self.scale = nn.BatchNorm1d(self.n_inputs, affine=False, momentum=None)
+        self.register_buffer("n_batches", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(self.n_inputs))
+        self.register_buffer("variance", torch.ones(self.n_inputs))
         inputs = torch.arange(CONTEXT).repeat_interleave(n_mels)  # the frame of each
         layers: list[nn.Module] = []
         seen = inputs
@@ -118,10 +125,10 @@ class GroupMade(FrameDensity):
     def vector_nll(self, vectors: Tensor) -> Tensor:
         """Negative log-likelihood of each vector in nats, dB being the unit."""
         if self.training:
-            self.scale(vectors)  # its running mean and variance become those of all vectors so far
-        assert self.scale.running_mean is not None
-        assert self.scale.running_var is not None
-        mean, spread = self.scale.running_mean, (self.scale.running_var + self.scale.eps).sqrt()
+            self.n_batches += 1
+            self.mean.lerp_(vectors.mean(dim=0), 1 / self.n_batches)
+            self.variance.lerp_(vectors.var(dim=0), 1 / self.n_batches)
+        mean, spread = self.mean, (self.variance + _LEAST_VARIANCE).sqrt()
         shift, log_gain = self.layers((vectors - mean) / spread).chunk(2, dim=1)
         variance = _LEAST_VARIANCE + (spread * log_gain.exp()).square()
         error = vectors - (mean + spread * shift)

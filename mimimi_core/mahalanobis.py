@@ -67,12 +67,12 @@ class Mahalanobis(System):
         is_heard = (self.n_of_id > 0)[:, None]
         self.means.copy_(torch.where(is_heard, of_id, overall))
         within = self.products - (self.n_of_id[:, None] * of_id).T @ of_id
-        covariance = shrink(within / n, float(n - is_heard.sum()))
+        covariance = shrink(within / n, n - is_heard.sum())
         floor = _LEAST_VARIANCE * torch.eye(len(covariance), dtype=n.dtype, device=n.device)
         self.precision.copy_(torch.linalg.inv(covariance + floor))
 
 
-def shrink(covariance: Tensor, n: float) -> Tensor:
+def shrink(covariance: Tensor, n: Tensor | float) -> Tensor:
     """Draw the covariance `(D, D)` of `n` observations towards a multiple of the identity.
 
     By the oracle approximating shrinkage of Chen et al. (IEEE Trans. Signal Process. 2010), their

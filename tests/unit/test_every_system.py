@@ -84,6 +84,17 @@ def test_a_system_has_a_cost(system: str) -> None:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
+def test_a_training_step_needs_no_storage_to_be_sized(system: str) -> None:
+    config = small_config(system)
+    with torch.device("meta"):
+        network = build_network(config.network, 3, config.frontend)
+        features = torch.empty(5, *config.frontend.feature_shape)
+        losses = network.losses(features, torch.empty(5, 3))
+    assert "total" in losses
+    assert all(loss.shape == () for loss in losses.values())
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_a_crop_is_judged_apart_from_its_batch(system: str) -> None:
     config = small_config(system)
     torch.manual_seed(0)
