@@ -36,6 +36,25 @@ def test_two_epochs_give_finite_scores_and_change_them(
     assert not np.allclose(after.nll, before.nll)
 
 
+TOO_LARGE_OR_ID_FREE = ("mobilenetv2", "autoencoder", "gmade")
+
+
+@pytest.mark.parametrize("system", [s for s in SYSTEMS if s not in TOO_LARGE_OR_ID_FREE])
+def test_ids_that_hum_at_different_pitches_are_told_apart(pack: Pack, system: str) -> None:
+    config = small_config(system, epochs=20, lr=0.02, lr_schedule="cosine")
+    training = Training(config, pack, CPU)
+    for _ in range(20):
+        training.run_epoch()
+    found = training.scores(pack.select("holdout"))
+    assert (found.nll.argmin(axis=1) == found.id_index).mean() == 1
+
+
+def test_mobilenetv2_learns(pack: Pack) -> None:
+    training = Training(small_config("mobilenetv2", epochs=12, lr=0.01), pack, CPU)
+    losses = [training.run_epoch()["train_loss"] for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_resumed_training_is_bit_equal(tmp_path: Path, pack: Pack, system: str) -> None:
     config = small_config(system, epochs=3, patience=1)
