@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mimimi_core import table2
 from mimimi_core.config import (
     ConfigError,
     ConflictError,
@@ -189,3 +190,34 @@ def test_what_fits_is_what_trains(kind: Any, crop: tuple[int, int]) -> None:
         assert not config.fits(1, *crop)
     else:
         assert config.fits(1, *crop)
+
+
+PUBLISHED_MEANS = [87.84, 89.41, 91.03, 93.86, 93.90, 95.39]
+
+
+def test_the_published_figures_have_the_published_means() -> None:
+    for row, mean in zip(table2.ROWS, PUBLISHED_MEANS, strict=True):
+        assert row.auc is not None
+        assert sum(row.auc) / 4 == pytest.approx(mean, abs=0.0051)
+
+
+@pytest.mark.parametrize("row", table2.ROWS + table2.YARDSTICKS, ids=lambda row: row.name)
+def test_a_row_describes_itself_alone(row: table2.Row) -> None:
+    everything = table2.ROWS + table2.YARDSTICKS
+    trained = TrialConfig.from_params({**row.params, "train.lr": 0.01, "train.seed": 5})
+    assert [other for other in everything if other.describes(trained)] == [row]
+
+
+def test_half_of_the_crops_mixed_is_not_giris_task() -> None:
+    config = TrialConfig.from_params(MAGNITUDE | {"augment.mixing": True, "augment.mixing_p": 0.5})
+    assert not any(row.describes(config) for row in table2.ROWS)
+
+
+def test_the_table_lists_parameters_operations_and_published_figures() -> None:
+    lines = table2.describe()
+    assert len(lines) == 2 + 6 + 3
+    assert {line.count("|") for line in lines} == {9}
+    attention = next(line for line in lines if "with attention" in line)
+    assert attention.split(" | ")[1:] == (
+        ["859,306", "1,547.3", "89.55", "96.40", "98.75", "96.87", "95.39 |"]
+    )
