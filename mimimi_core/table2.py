@@ -96,9 +96,9 @@ YARDSTICKS = (
 
 
 def describe() -> list[str]:
-    """Lines of a Markdown table; AUCs are those published, in %."""
+    """Lines of a Markdown table; the AUCs are the published ones, in %."""
     lines = [
-        f"| system | parameters | MMAC a crop | published AUC: {' | '.join(MACHINE_TYPES)} | mean |",
+        f"| system | parameters | MMAC a crop | AUC: {' | '.join(MACHINE_TYPES)} | mean |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS + YARDSTICKS:
