@@ -1,0 +1,188 @@
+"""What early stopping saves: epochs until a search has what full-length random search finds.
+
+    python -m tests.bench.multifidelity [--quick]
+
+Replays recorded learning curves: of 20 learners on the data sets of LCDB, and of own trials
+(`own_curves.json`, made by `tests.bench.record_curves`). Epochs are those that all workers trained,
+for trials that were stopped or still run as well.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from search.config import SamplerConfig, SchedulerConfig
+from search.samplers import derive_seed
+from tests.bench.curves import Curves, lcdb, lcdb_curves, own_curves
+from tests.bench.simulation import NO_SCHEDULER, simulate
+
+N_RANDOM = 40  # trials of the random search to compare with: those of spaces/complex.yaml
+WORKERS = 4
+POINTS = 1000  # shares of the random search's epochs at which searches are looked at
+DEFAULT, RANDOM = SamplerConfig(), SamplerConfig(name="random")
+STOPPING = SchedulerConfig()
+STOPPED = 4 * N_RANDOM  # trials of a search that stops most of them early
+# Suffix of a key -> by what the best trial is judged: what the search sees, or what it is worth.
+JUDGED = {"": "by value", "_by_mean": "by mean of seeds"}
+_RESAMPLINGS = 2000
+
+
+class Arm(NamedTuple):
+    sampler: SamplerConfig
+    scheduler: SchedulerConfig
+    n_trials: int
+
+
+class Estimate(NamedTuple):
+    """A share and its 95 % bootstrap interval over tasks."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def shown(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+ARMS = {
+    "random": Arm(RANDOM, NO_SCHEDULER, N_RANDOM),
+    f"random, {STOPPING.name}": Arm(RANDOM, STOPPING, STOPPED),
+    DEFAULT.name: Arm(DEFAULT, NO_SCHEDULER, N_RANDOM),
+    f"{DEFAULT.name}, {STOPPING.name}": Arm(DEFAULT, STOPPING, STOPPED),
+}
+OURS = list(ARMS)[-1]
+
+
+def gains(curves: Curves, arm: Arm, seed: int) -> tuple[np.ndarray, float]:
+    """What a search has found after each share of the epochs of `N_RANDOM` full random trials.
+
+    Returns:
+        Of the best complete trial, `(2, POINTS + 1)`: its value, and the mean over seeds of its
+        setting; 0 is what a single random trial is expected to have, and every search to start
+        with, 1 what is expected of the best of `N_RANDOM`. Column i is after i / POINTS of the
+        epochs. And the share of them that the whole search spent.
+    """
+    trials, reports = simulate(
+        curves.replay(seed),
+        curves.space,
+        sampler=arm.sampler,
+        scheduler=arm.scheduler,
+        n_trials=arm.n_trials,
+        epochs=curves.epochs[-1],
+        workers=WORKERS,
+        seed=seed,
+    )
+    params = {trial.number: trial.params for trial in trials}
+    budget = N_RANDOM * curves.trained[-1]
+    single, target = (np.array(curves.best_of_random(n))[:, None] for n in (1, N_RANDOM))
+    best = np.repeat(single, POINTS + 1, 1)
+    for report in reports:
+        value = report.step.value
+        is_complete = report.step.epoch == curves.epochs[-1] and value is not None
+        if is_complete and value > best[0, -1]:
+            column = math.ceil(round(report.time_s * WORKERS / budget * POINTS, 6))
+            best[:, column:] = [[value], [curves.mean(params[report.number])]]
+    return (best - single) / (target - single), reports[-1].time_s * WORKERS / budget
+
+
+class Found(NamedTuple):
+    """What the searches of an arm found."""
+
+    gains: np.ndarray  # (tasks, 2, POINTS + 1), means over searches
+    spent: np.ndarray  # (tasks,)
+
+
+def measure(tasks: Iterable[Curves], n_searches: int) -> dict[str, Found]:
+    """Let each arm search each task."""
+    runs: dict[str, list[tuple[np.ndarray, float]]] = {name: [] for name in ARMS}
+    for curves in tasks:
+        for name, arm in ARMS.items():
+            seeds = [derive_seed(curves.name, index) for index in range(n_searches)]
+            found, spent = zip(*(gains(curves, arm, seed) for seed in seeds), strict=True)
+            runs[name].append((np.mean(found, 0), float(np.mean(spent))))
+    return {
+        name: Found(*(np.array(column) for column in zip(*rows, strict=True)))
+        for name, rows in runs.items()
+    }
+
+
+def shares(gains: np.ndarray) -> np.ndarray:
+    """Share of the epochs `(n,)` after which gains `(n, POINTS + 1)` reach 1; NaN for never."""
+    reached = gains >= 1
+    return np.where(reached.any(-1), reached.argmax(-1) / POINTS, np.nan)
+
+
+def mean_share(gains: np.ndarray) -> Estimate:
+    """Mean over tasks; never counts as all."""
+    counted = np.nan_to_num(shares(gains), nan=1.0)
+    drawn = np.random.default_rng(0).choice(counted, (_RESAMPLINGS, len(counted))).mean(1)
+    return Estimate(counted.mean(), *np.quantile(drawn, [0.025, 0.975]))
+
+
+def share_of_mean(gains: np.ndarray) -> Estimate:
+    """Share after which the mean gain over tasks reaches 1; never counts as all."""
+    rng, n = np.random.default_rng(0), len(gains)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLINGS) / n
+    drawn = np.nan_to_num(shares(weights @ gains), nan=1.0)
+    mean = np.nan_to_num(shares(gains.mean(0, keepdims=True)), nan=1.0)[0]
+    return Estimate(mean, *np.quantile(drawn, [0.025, 0.975]))
+
+
+def print_lcdb(found: dict[str, Found], lengths: np.ndarray) -> None:
+    """Print a row per arm, then what ours needs by the length of the curves."""
+    heads = [f"{f'{how}, never':>28}{'of the mean gain':>22}" for how in JUDGED.values()]
+    print(f"{'LCDB':16}{''.join(heads)}{'spent':>7}{'tasks':>7}")
+    rows = dict(found)
+    for length in np.unique(lengths).tolist():
+        rows[f"  of {length}"] = Found(*(column[lengths == length] for column in found[OURS]))
+    for name, row in rows.items():
+        cells = ""
+        for judged in np.moveaxis(row.gains, 1, 0):
+            never = np.isnan(shares(judged)).sum()
+            cells += f"{f'{mean_share(judged).shown}, {never}':>28}"
+            cells += f"{share_of_mean(judged).shown:>22}"
+        print(f"{name:16}{cells}{row.spent.mean():7.2f}{len(row.spent):7}")
+
+
+def main() -> None:
+    """Print both tables, then the line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.multifidelity")
+    parser.add_argument("--quick", action="store_true", help="every 20th data set, 2 searches")
+    quick = parser.parse_args().quick
+    n_searches, n_own = (2, 2) if quick else (5, 16)
+    print(
+        f"share of the epochs of {N_RANDOM} full random trials after which the best complete trial"
+    )
+    print(f"is as good as random search expects of its best; {WORKERS} workers: of the mean of")
+    print(
+        f"{n_searches} searches, mean over tasks, never being 1; and of the mean gain of all tasks"
+    )
+    tasks = list(lcdb_curves(lcdb()))[:: 20 if quick else 1]
+    found = measure(tasks, n_searches)
+    print_lcdb(found, np.array([task.epochs[-1] for task in tasks]))
+    figures: dict[str, float | list[float] | None] = {}
+    for suffix, judged in zip(JUDGED, np.moveaxis(found[OURS].gains, 1, 0), strict=True):
+        for key, (mean, *interval) in (
+            ("epochs_ratio_to_random", mean_share(judged)),
+            ("epochs_ratio_of_mean_gain", share_of_mean(judged)),
+        ):
+            figures |= {f"{key}{suffix}": mean, f"{key}{suffix}_ci": interval}
+    own = list(own_curves())
+    print(f"{f'own, {n_own} each':16}" + "".join(f"{curves.name:>10}" for curves in own))
+    for name, of_types in measure(own, n_own).items():
+        needed = shares(of_types.gains[:, 0]).tolist()
+        cells = [f"{'never' if math.isnan(share) else f'{share:.3f}':>10}" for share in needed]
+        print(f"{name:16}{''.join(cells)}")
+        if name == OURS:
+            for curves, share in zip(own, needed, strict=True):
+                figures[f"epochs_ratio_own_{curves.name}"] = None if math.isnan(share) else share
+    print(json.dumps(figures | {"searches": n_searches, "datasets": len(tasks)}))
+
+
+if __name__ == "__main__":
+    main()
