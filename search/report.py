@@ -21,7 +21,12 @@ from search.report_sections import build_sections
 from search.report_summary import key_facts
 
 # What benchmarks found of an objective that needs no anomaly, as the report says it.
-LABEL_FREE_EVIDENCE: dict[str, str] = {}
+LABEL_FREE_EVIDENCE: dict[str, str] = {
+    "id_swap_auc": "0.76 [0.61, 0.83] over 80 random settings on the embedded data, for it tells "
+    "trained networks from untrained ones; it saturates, and ranks none of the trained ones",
+    "normal_log_likelihood": "0.68 [0.49, 0.79] over 80 random settings on the embedded data, for "
+    "it tells trained networks from untrained ones; 0.18 [-0.16, 0.49] over the 38 trained ones",
+}
 _COLUMNS = (
     "machine_type",
     "number",
