@@ -59,7 +59,7 @@ def train_gib(config: TrialConfig, n_ids: int) -> float:
     saved: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[id(tensor.untyped_storage()._cdata)] = tensor
+        saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with torch.device("meta"):

@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from mimimi_core.comparison import Comparison, bootstrap_interval, compare_aucs
+from mimimi_core.costs import gmac_per_s
 from mimimi_core.detector import Detector, DetectorError
 from mimimi_core.metrics import Interval
-from mimimi_core.network import network_cost
 from mimimi_core.pack import Pack
 from mimimi_core.scoring import ClipScores
 from search.config import PromotionConfig
@@ -120,7 +120,8 @@ def compare_with_champion(
     found = compare_aucs(ours, theirs, labels, id_index, settings.margin)
     if found is None:
         return keep(f"no machine id has both labels among the test clips version {version} knows")
-    promoted, reason = judge(found, macs_per_s(champion) / macs_per_s(candidate.detector), settings)
+    cheaper = _work(champion) / _work(candidate.detector)
+    promoted, reason = judge(found, cheaper, settings)
     check = bootstrap_interval(ours, theirs, labels, id_index)
     return Decision(
         promoted=promoted,
@@ -156,11 +157,8 @@ def judge(found: Comparison, cheaper: float, settings: PromotionConfig) -> tuple
     )
 
 
-def macs_per_s(detector: Detector) -> float:
-    """Multiply-accumulates of scoring one second of sound: windows lie side by side."""
-    frontend = detector.config.frontend
-    cost = network_cost(detector.config.network, frontend, len(detector.machine_ids))
-    return cost.macs * frontend.sample_rate / (frontend.n_frames * frontend.hop)
+def _work(detector: Detector) -> float:
+    return gmac_per_s(detector.config, len(detector.machine_ids))
 
 
 def shown(difference: float, ci: Interval) -> str:

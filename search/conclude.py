@@ -1,5 +1,6 @@
 """Ends a study of a machine type: tests its winner once, registers it, lets it challenge."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any, Literal
 
 import ray
 import torch
-from optuna.trial import TrialState
 
 from mimimi_core import plots
 from mimimi_core.detector import Detector
@@ -64,9 +64,10 @@ def conclude(
     """
     counts = {
         "trials": len(study.trials()),
-        "complete": study.count(TrialState.COMPLETE),
-        "pruned": study.count(TrialState.PRUNED),
-        "failed": study.count(TrialState.FAIL),
+        "complete": study.count("complete"),
+        "pruned": study.count("pruned"),
+        "failed": study.count("failed"),
+        "infeasible": study.n_infeasible(),
     }
     if winner is None:
         logger.error("%s: no trial was completed, so there is no winner", study.machine_type)
@@ -107,7 +108,15 @@ def conclude(
         "champion_version": _champion(registry, study),
         "promoted": decision.promoted,
     }
-    study.note("outcome", {"winner": winner.number, "version": version, "findings": findings})
+    study.note(
+        "outcome",
+        {
+            "winner": winner.number,
+            "version": version,
+            "findings": findings,
+            "test_per_id": [dataclasses.asdict(x) for x in evaluation.test.per_id],
+        },
+    )
     return counts | best | findings
 
 

@@ -117,14 +117,15 @@ Parameter = Annotated[
 class SamplerConfig(_Model):
     """Who proposes parameters."""
 
-    name: Literal["tpe", "random", "gp", "cmaes", "nsgaii"] = "tpe"
+    name: Literal["tpe", "random", "gp", "cmaes", "nsgaii", "grid"] = "tpe"
     startup_trials: int = Field(default=10, ge=1)  # random ones before anything is modelled
+    warm_start: bool = False  # the paper's setting and present champions first, where space allows
 
 
 class SchedulerConfig(_Model):
-    """Who stops trials early: successive halving whose rungs are epochs, or nobody."""
+    """Who stops trials early: successive halving whose rungs are epochs, the median, or nobody."""
 
-    name: Literal["asha", "none"] = "asha"
+    name: Literal["asha", "hyperband", "median", "none"] = "asha"
     grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
     reduction_factor: float = Field(default=3.0, gt=1)  # one in so many survives a rung
 
@@ -159,12 +160,44 @@ class PromotionConfig(_Model):
     cheaper: float = Field(default=2.0, ge=1)  # the champion's MACs per second of sound over its
 
 
-class StudySettings(_Model):
-    """Budgets, per machine type."""
+CostName = Literal["parameters", "gmac_per_s", "latency_ms", "train_gib"]
 
-    trials: int = Field(ge=1)
+
+class Constraints(_Model):
+    """The most that a trial may cost; dearer ones are never run, and the sampler is told."""
+
+    parameters: int | None = Field(default=None, gt=0)
+    gmac_per_s: float | None = Field(default=None, gt=0)  # 1e9 operations per second of sound
+    latency_ms: float | None = Field(default=None, gt=0)  # to score a 10 s clip, one CPU thread
+    train_gib: float | None = Field(default=None, gt=0)  # estimated memory of a training
+
+    @property
+    def limits(self) -> dict[CostName, float]:
+        """Those that are stated."""
+        return {name: limit for name, limit in self if limit is not None}  # type: ignore[misc]
+
+
+class StudySettings(_Model):
+    """What is maximised and at what expense."""
+
+    trials: int = Field(ge=1)  # per machine type
     epochs: int = Field(ge=1)  # most epochs of a trial
+    hours: float | None = Field(default=None, gt=0)  # of GPUs, else of cores, for all trials
     seed: int = Field(default=0, ge=0)
+    # auto is val_auc, or id_swap_auc for a machine type without labelled anomalies
+    objective: Literal["auto", "id_swap_auc", "normal_log_likelihood"] = "auto"
+    cost: CostName | None = None  # a second objective, minimised
+    parallel: int | None = Field(default=None, ge=1)  # most trials of a machine type at once
+    deterministic: bool = False  # what a trial sees depends on its number, not on timing
+
+    @model_validator(mode="after")
+    def _check(self) -> "StudySettings":
+        if self.deterministic and self.parallel is None:
+            raise ValueError(
+                "deterministic needs a number of trials at once that does not follow the cluster: "
+                "set study.parallel"
+            )
+        return self
 
 
 class SpaceFile(_Model):
@@ -176,11 +209,12 @@ class SpaceFile(_Model):
     scheduler: SchedulerConfig = SchedulerConfig()
     confirmation: ConfirmationConfig = ConfirmationConfig()
     promotion: PromotionConfig = PromotionConfig()
+    constraints: Constraints = Constraints()
     parameters: dict[str, Parameter] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> "SpaceFile":
-        if self.scheduler.name == "asha" and self.scheduler.grace_epochs > self.study.epochs:
+        if self.scheduler.name != "none" and self.scheduler.grace_epochs > self.study.epochs:
             raise ValueError(
                 f"scheduler.grace_epochs must be <= study.epochs ({self.study.epochs}), "
                 f"got {self.scheduler.grace_epochs}"
@@ -193,6 +227,14 @@ class SpaceFile(_Model):
             for value in boundary_values(parameter):
                 _check_value(name, value)
             seen[name] = parameter
+        if self.sampler.name == "grid":
+            for name, parameter in self.parameters.items():
+                if grid_values(parameter) is None:
+                    raise ValueError(f"parameters.{name} needs a step, for the sampler is grid")
+        if self.study.cost and self.sampler.name == "cmaes":
+            raise ValueError(
+                "study.cost is a second objective, which sampler cmaes cannot weigh: use another"
+            )
         return self
 
 
@@ -233,6 +275,19 @@ def boundary_values(parameter: Parameter) -> list[Scalar]:
             return [False, True]
         case FixedParameter():
             return [parameter.value]
+
+
+def grid_values(parameter: Parameter) -> list[Scalar] | None:
+    """All values of a parameter, rising; None if there is no end of them."""
+    match parameter:
+        case FloatParameter(low=low, high=high, step=step):
+            if step is None:
+                return [low] if low == high else None
+            return [low + i * step for i in range(round((high - low) / step) + 1)]
+        case IntParameter(low=low, high=high, step=step):
+            return list(range(low, high + 1, step or 1))
+        case _:
+            return boundary_values(parameter)
 
 
 def _check_range(low: float, high: float, log: bool, step: float | None) -> None:

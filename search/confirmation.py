@@ -138,7 +138,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     """On a worker: a whole training, continued from its checkpoint if it has one."""
     try:
         training, metrics = open_training(config)
-        while training.epoch < training.config.train.epochs:
+        while not training.is_done:
             metrics = training.run_epoch()
             training.save(Path(config["checkpoint"]) / CHECKPOINT, metrics)
     except Exception as error:  # noqa: BLE001 - told, as for every trial

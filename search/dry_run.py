@@ -5,6 +5,7 @@ import optuna
 from mimimi_core.config import ConfigError, TrialConfig
 from mimimi_core.network import network_cost
 from search.config import SpaceFile
+from search.costs import excesses
 from search.data import Manifest
 from search.samplers import build_sampler, derive_seed
 from search.space import Space, describe
@@ -33,9 +34,13 @@ def describe_search(space_file: SpaceFile, manifest: Manifest) -> list[str]:
     clips_per_epoch = max(n_train.values())
     sampler = build_sampler(space_file.sampler, derive_seed(study.seed, "dry run"))
     asked = optuna.create_study(direction="maximize", sampler=sampler)
+    limits = space_file.constraints.limits
     for number in range(_N_SAMPLES):
         params = space.suggest(asked.ask())
         lines.append(f"sampled trial {number + 1}: {_cost(params, n_ids, clips_per_epoch)}")
+        broken = [name for name, by in excesses(limits, params, n_ids).items() if by > 0]
+        if broken:
+            lines.append(f"  would not be run: it breaks {', '.join(broken)} of constraints")
         lines += [f"  {name:<{width}}  {value}" for name, value in params.items()]
     gpu = space_file.resources.gpu
     lines += [

@@ -2,7 +2,9 @@
 
 | what happens | trial ends as | retried |
 |---|---|---|
-| loss not finite, settings that do not fit, memory exhausted, a crash in our code | FAIL, reason | no: the same settings would fail again |
+| settings that do not fit, or break a limit of the space file | infeasible before it runs | another one is suggested |
+| loss not finite, a crash in our code | FAIL, reason | no: the same settings would fail again |
+| memory exhausted | infeasible, so that the sampler avoids its like; counted as failed | as below if the process was killed for it |
 | the worker process or its node dies | continues from its last epoch | `WORKER_RETRIES` times, then FAIL |
 | the driver is killed, interrupted or out of time | stays RUNNING in the storage | when the command is repeated |
 """  # noqa: D205, D400, D415, E501
@@ -17,12 +19,22 @@ from mimimi_core.training import NonFiniteLossError
 WORKER_RETRIES = 3
 
 
+_OUT_OF_MEMORY = "out of memory"
+# What Ray says of a worker that it killed before the system would have.
+_KILLED_FOR_MEMORY = ("OutOfMemoryError", "running low on memory")
+
+
+def is_out_of_memory(reason: str) -> bool:
+    """Whether a trial failed for want of memory."""
+    return reason.startswith(_OUT_OF_MEMORY)
+
+
 def reason_of(error: Exception) -> str:
     """Why a trial failed, in one line; the kind comes first so that failures can be grouped."""
     if isinstance(error, NonFiniteLossError):
         return f"non-finite: {error}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return f"out of memory: {' '.join(str(error).split())}"
+        return f"{_OUT_OF_MEMORY}: {' '.join(str(error).split())}"
     if isinstance(error, ConfigError):
         return f"infeasible: {error}"
     where = traceback.extract_tb(error.__traceback__)
@@ -37,4 +49,6 @@ def reason_of_loss(errors: str) -> str:
     """
     last = errors.rpartition("Failure # ")[2].splitlines()[1:]
     message = " ".join(line for line in last if line and not line[0].isspace())
-    return f"worker lost: {message.partition(' Some common causes include')[0]}"
+    is_for_memory = any(phrase in message for phrase in _KILLED_FOR_MEMORY)
+    kind = _OUT_OF_MEMORY if is_for_memory else "worker lost"
+    return f"{kind}: {message.partition(' Some common causes include')[0]}"

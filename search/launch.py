@@ -1,6 +1,7 @@
 """Runs the trials of all machine types in one Tune run; nothing else starts Ray or a Tuner."""
 
 import logging
+import math
 import os
 import shutil
 import socket
@@ -17,9 +18,10 @@ from ray import tune
 from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
 from search.interrupt import Interrupt
-from search.schedulers import PerTypeScheduler, build_scheduler
+from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
-from search.studies import StudyError, TypeStudy, all_params
+from search.space import all_params
+from search.studies import EPOCH, StudyError, TypeStudy
 from search.trainable import TrialRunner
 
 _GPU_SHARE = 0.25  # of a GPU for a trial where `resources.gpu` is auto; not yet measured on one
@@ -96,7 +98,6 @@ def run_trials(
     *,
     folder: Path,
     packs: Mapping[str, Path],
-    objectives: Mapping[str, str],
     resources: Mapping[str, float],
     time_budget_s: float | None = None,
     observers: tuple[Observer, ...] = (),
@@ -109,7 +110,6 @@ def run_trials(
         space: Budgets, scheduler.
         folder: Of the study; checkpoints go below it.
         packs: Pack of each machine type.
-        objectives: Name of each type's objective.
         resources: Of one trial, as `trial_resources` returns them.
         time_budget_s: Stop after so many seconds; what is unfinished is resumed next time.
         observers: Told of every change.
@@ -126,18 +126,14 @@ def run_trials(
             study, number, space, packs[machine_type], resources, checkpoint=checkpoint, seed=seed
         )
 
-    scheduler = PerTypeScheduler(
-        {
-            name: build_scheduler(space.scheduler, objectives[name], space.study.epochs)
-            for name in studies
-        }
-    )
+    scheduler = StudyScheduler(studies, space.scheduler, space.study.epochs)
     searcher = StudySearcher(
         studies,
         n_trials=space.study.trials,
         build_config=config_of,
         scheduler=scheduler,
         slots=cached(lambda: _slots(resources), seconds=1.0),
+        parallel=space.study.parallel,
         observers=(*observers, _CheckpointSweeper(folder)),
     )
     scratch = folder / "tune"
@@ -157,7 +153,9 @@ def run_trials(
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(folder.absolute()),
-            stop=interrupt,
+            stop=tune.stopper.CombinedStopper(
+                interrupt, HoursStopper(studies, space.study.hours, resources)
+            ),
             failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -186,6 +184,7 @@ def worker_config(
         "number": number,
         "params": all_params(study.trial(number)) | owned,
         "pack": str(pack.absolute()),
+        "objective": study.objective,
         "checkpoint": str(checkpoint),
         "threads": max(1, int(resources["cpu"])),
     }
@@ -194,6 +193,40 @@ def worker_config(
 def checkpoint_folder(study_folder: Path, machine_type: str, number: int) -> Path:
     """Where a trial keeps its state, whichever worker runs it and in whichever attempt."""
     return (study_folder / "checkpoints" / machine_type / f"{number:05d}").absolute()
+
+
+def spent_hours(study: TypeStudy, resources: Mapping[str, float]) -> float:
+    """Hours of GPUs, without any of cores, that a study's trials have held in epochs they told."""
+    seconds = sum(
+        metrics.get("seconds", 0.0)
+        for trial in study.trials()
+        for name, metrics in trial.user_attrs.items()
+        if name.startswith(EPOCH)
+    )
+    return float(seconds * (resources["gpu"] or resources["cpu"]) / 3600)
+
+
+class HoursStopper(tune.Stopper):  # type: ignore[misc]
+    """Ends a Tune run when all studies together have spent their hours."""
+
+    def __init__(
+        self,
+        studies: Mapping[str, TypeStudy],
+        hours: float | None,
+        resources: Mapping[str, float],
+    ) -> None:
+        self._limit = math.inf if hours is None else hours
+        self._spent = cached(
+            lambda: sum(spent_hours(study, resources) for study in studies.values()), seconds=1.0
+        )
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stops no single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """See Stopper."""
+        return self._limit < math.inf and self._spent() >= self._limit
 
 
 class _CheckpointSweeper:

@@ -2,24 +2,20 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import get_args
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from search.studies import TypeStudy
+from search.studies import Ending, TypeStudy, ending_of
 
 logger = logging.getLogger(__name__)
 
-_WORDS = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-}
+_ENDINGS = get_args(Ending)
 
 
 class Progress:
@@ -29,7 +25,7 @@ class Progress:
         studies: One per machine type.
         n_trials: Asked per machine type.
         n_epochs: Most epochs of a trial.
-        objectives: Name of each type's objective.
+        spending: What has been spent of what, in words.
     """
 
     def __init__(
@@ -37,10 +33,10 @@ class Progress:
         studies: Mapping[str, TypeStudy],
         n_trials: int,
         n_epochs: int,
-        objectives: Mapping[str, str],
+        spending: Callable[[], str],
     ) -> None:
         self._studies, self._n_trials, self._n_epochs = studies, n_trials, n_epochs
-        self._objectives = objectives
+        self._spending = spending
         self._started = time.monotonic()
         self._done_before = self._n_done()
         self._console = Console(stderr=True)
@@ -70,46 +66,47 @@ class Progress:
             "%s trial %d %s%s after %d of %d epochs (%d of %d trials, %s left)%s",
             machine_type,
             trial.number,
-            _WORDS[trial.state],
-            "" if value is None else f", {self._objectives[machine_type]} {value:.3f}",
+            ending_of(trial),
+            "" if value is None else f", {study.objective} {value:.3f}",
             max(trial.intermediate_values, default=0),
             self._n_epochs,
-            _n_finished(study),
+            study.n_finished(),
             self._n_trials,
             self._eta(),
-            f": {trial.user_attrs['reason']}" if trial.state == TrialState.FAIL else "",
+            f": {trial.user_attrs['reason']}" if ending_of(trial) == "failed" else "",
         )
 
     def _n_done(self) -> int:
-        return sum(_n_finished(study) for study in self._studies.values())
+        return sum(study.n_finished() for study in self._studies.values())
 
     def _eta(self) -> str:
         """Time left at the pace so far."""
         done = self._n_done() - self._done_before
         if not done:
             return "?"
-        left = sum(max(0, self._n_trials - _n_finished(s)) for s in self._studies.values())
+        left = sum(study.n_left(self._n_trials) for study in self._studies.values())
         seconds = (time.monotonic() - self._started) / done * left
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
     def _table(self) -> Table:
         elapsed = int(time.monotonic() - self._started)
-        title = f"{elapsed // 60}:{elapsed % 60:02d} elapsed, {self._eta()} left"
+        title = (
+            f"{elapsed // 60}:{elapsed % 60:02d} elapsed, {self._eta()} left, {self._spending()}"
+        )
         table = Table(title=title, title_justify="left")
-        for column in ("machine", "trials", "complete", "pruned", "failed", "running", "best"):
+        for column in ("machine", "trials", *_ENDINGS, "best"):
             table.add_column(column, justify="left" if column == "machine" else "right")
         table.add_column("running trials: epoch, objective so far")
         for machine_type, study in self._studies.items():
             trials = study.trials()
             best = study.best()
             running = [t for t in trials if t.state == TrialState.RUNNING]
-            counts = [str(sum(t.state == state for t in trials)) for state in _WORDS]
-            objective = self._objectives[machine_type]
+            counts = [str(study.count(ending)) for ending in _ENDINGS]
             table.add_row(
                 machine_type,
-                f"{_n_finished(study)}/{self._n_trials}",
+                f"{study.n_finished()}/{self._n_trials}",
                 *counts,
-                "" if best is None else f"{objective} {best.value:.3f} (#{best.number})",
+                "" if best is None else f"{study.objective} {best.value:.3f} (#{best.number})",
                 "  ".join(self._running(trial) for trial in running),
             )
         return table
@@ -119,10 +116,6 @@ class Progress:
         epoch = max(trial.intermediate_values, default=0)
         shown = "" if value is None else f" {value:.3f}"
         return f"#{trial.number} {epoch}/{self._n_epochs}{shown}"
-
-
-def _n_finished(study: TypeStudy) -> int:
-    return sum(trial.state.is_finished() for trial in study.trials())
 
 
 def _last_value(trial: FrozenTrial) -> float | None:

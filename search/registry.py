@@ -160,6 +160,13 @@ class Registry:
                     model_name(machine_type), str(version), key, value
                 )
 
+    def machine_types(self) -> list[str]:
+        """Machine types that have a registered model."""
+        prefix = model_name("")
+        with store_errors(self._uri):
+            found = self._client.search_registered_models(f"name LIKE '{prefix}%'")
+        return sorted(model.name.removeprefix(prefix) for model in found)
+
     def versions(self, machine_type: str) -> list[Version]:
         """All versions, the oldest first; none if nothing was ever registered."""
         with store_errors(self._uri):

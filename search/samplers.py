@@ -30,6 +30,7 @@ _FACTORIES: dict[str, Callable[[SamplerConfig, int], BaseSampler]] = {
         seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
     ),
     "nsgaii": lambda config, seed: NSGAIISampler(seed=seed),
+    "grid": lambda config, seed: RandomSampler(seed=seed),  # is given every configuration
 }
 
 

@@ -1,93 +1,151 @@
-"""Ray schedulers by name, and the one that serves several machine types in a single Tune run."""
+"""Who stops trials early, by name, and how Ray Tune is told.
+
+The rules compare a trial with what the storage has of the others and keep no state of their own, so
+a search that was killed and continued judges as if nothing had happened. (Ray's schedulers keep
+their rungs in memory, and its median and Hyperband ones pause trials.)
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from search.config import SchedulerConfig
 from search.failures import reason_of_loss
+from search.samplers import derive_seed
+from search.studies import TypeStudy
 
-_FACTORIES: dict[str, Callable[[SchedulerConfig, str, int], TrialScheduler]] = {
-    "none": lambda config, objective, epochs: FIFOScheduler(),
-    "asha": lambda config, objective, epochs: AsyncHyperBandScheduler(
-        time_attr="epoch",
-        metric=objective,
-        mode="max",
-        max_t=epochs,
-        grace_period=config.grace_epochs,
-        reduction_factor=config.reduction_factor,
-    ),
+_LEAST_CURVES = 3  # that a median is made of
+
+Curve = Mapping[int, float]  # epoch -> objective
+# (settings, most epochs, number of the trial, its curve so far, other trials) -> whether to stop it
+Rule = Callable[[SchedulerConfig, int, int, Curve, Sequence[FrozenTrial]], bool]
+
+
+def _asha(
+    config: SchedulerConfig, epochs: int, number: int, curve: Curve, others: Sequence[FrozenTrial]
+) -> bool:
+    """Asynchronous successive halving, stopping variant (Li et al., MLSys 2020).
+
+    At each rung a trial goes on if it is among the best 1 / reduction_factor of those that have
+    got there so far.
+    """
+    return _is_behind(config, _rungs(config, epochs), curve, others)
+
+
+def _hyperband(
+    config: SchedulerConfig, epochs: int, number: int, curve: Curve, others: Sequence[FrozenTrial]
+) -> bool:
+    """Successive halving from each rung on, a trial's number deciding from which (JMLR 2018)."""
+    rungs = _rungs(config, epochs)
+    first = _bracket(config, rungs, number)
+    rivals = [t for t in others if _bracket(config, rungs, t.number) == first]
+    return _is_behind(config, rungs[first:], curve, rivals)
+
+
+def _median(
+    config: SchedulerConfig, epochs: int, number: int, curve: Curve, others: Sequence[FrozenTrial]
+) -> bool:
+    """Median stopping (Golovin et al., KDD 2017): best so far under the median running mean."""
+    epoch = max(curve)
+    if not config.grace_epochs <= epoch < epochs:
+        return False
+    means = [
+        np.mean([value for e, value in t.intermediate_values.items() if e <= epoch])
+        for t in others
+        if epoch in t.intermediate_values
+    ]
+    return len(means) >= _LEAST_CURVES and max(curve.values()) < float(np.median(means))
+
+
+RULES: dict[str, Rule] = {
+    "asha": _asha,
+    "hyperband": _hyperband,
+    "median": _median,
+    "none": lambda config, epochs, number, curve, others: False,
 }
 
 
-def build_scheduler(config: SchedulerConfig, objective: str, epochs: int) -> TrialScheduler:
-    """The scheduler that `config` names, judging by `objective` after each epoch."""
-    return _FACTORIES[config.name](config, objective, epochs)
+def _rungs(config: SchedulerConfig, epochs: int) -> list[int]:
+    """Epochs before the last one after which trials are compared."""
+    rungs: list[int] = []
+    while (rung := round(config.grace_epochs * config.reduction_factor ** len(rungs))) < epochs:
+        rungs.append(rung)
+    return rungs
 
 
-class PerTypeScheduler(TrialScheduler):  # type: ignore[misc]
-    """Hands each trial to the scheduler of its machine type: AUC levels differ between types.
+def _bracket(config: SchedulerConfig, rungs: Sequence[int], number: int) -> int:
+    """Index of the first rung at which a trial is compared; len(rungs) for never.
+
+    As many trials start at a rung as give every bracket the same number of epochs to spend.
+    """
+    n = len(rungs) + 1
+    shares = [config.reduction_factor ** (n - 1 - i) / (n - i) for i in range(n)]
+    place = derive_seed("bracket", number) / 2**31 * sum(shares)
+    return int(np.searchsorted(np.cumsum(shares), place, side="right"))
+
+
+def _is_behind(
+    config: SchedulerConfig, rungs: Sequence[int], curve: Curve, others: Sequence[FrozenTrial]
+) -> bool:
+    epoch = max(curve)
+    if epoch not in rungs:
+        return False
+    reached = [t.intermediate_values[epoch] for t in others if epoch in t.intermediate_values]
+    if not reached:
+        return False
+    return curve[epoch] < float(np.quantile(reached, 1 - 1 / config.reduction_factor))
+
+
+class StudyScheduler(TrialScheduler):  # type: ignore[misc]
+    """Judges each trial among those of its machine type: AUC levels differ between types.
 
     Args:
-        schedulers: One per machine type.
+        studies: One per machine type.
+        config: The rule.
+        epochs: Most epochs of a trial.
     """
 
-    def __init__(self, schedulers: Mapping[str, TrialScheduler]) -> None:
-        self._schedulers = dict(schedulers)
-        self.stopped: set[str] = set()  # ids of trials that a scheduler ended early
+    def __init__(
+        self, studies: Mapping[str, TypeStudy], config: SchedulerConfig, epochs: int
+    ) -> None:
+        self._studies, self._config, self._epochs = dict(studies), config, epochs
+        self._rule = RULES[config.name]
+        self.stopped: set[str] = set()  # ids of trials that were ended early
         self.losses: dict[str, list[str]] = {}  # trial id -> why its workers died, one by one
-
-    def replay(self, machine_type: str, trial: FrozenTrial, trial_id: str) -> None:
-        """Tell the rungs what a trial of an earlier, killed run had reported.
-
-        Args:
-            machine_type: The trial's type.
-            trial: As the storage has it.
-            trial_id: The name under which Tune will report for it, or any unused one.
-        """
-        scheduler = self._schedulers[machine_type]
-        if isinstance(scheduler, AsyncHyperBandScheduler):
-            ghost = Trial("replayed", trial_id=trial_id, stub=True)
-            scheduler.on_trial_add(None, ghost)
-            for epoch, value in sorted(trial.intermediate_values.items()):
-                result = {"epoch": epoch, scheduler.metric: value}
-                scheduler.on_trial_result(None, ghost, result)
-            scheduler.on_trial_remove(None, ghost)  # what the rungs know stays
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """See TrialScheduler."""
-        self._of(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """See TrialScheduler; remembers whom it stopped."""
         if not math.isfinite(result["objective"]):
             return str(TrialScheduler.STOP)
-        decision: str = self._of(trial).on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP:
-            self.stopped.add(trial.trial_id)
-        return decision
+        study, number = self._studies[trial.config["machine_type"]], trial.config["number"]
+        before = study.trial(number).intermediate_values
+        if result["epoch"] in before:  # reported again after a restart, judged already
+            return str(TrialScheduler.CONTINUE)
+        curve = before | {result["epoch"]: result["objective"]}
+        if not self._rule(self._config, self._epochs, number, curve, study.rivals(number)):
+            return str(TrialScheduler.CONTINUE)
+        self.stopped.add(trial.trial_id)
+        return str(TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """See TrialScheduler."""
-        if math.isfinite(result.get("objective", math.nan)):
-            self._of(trial).on_trial_complete(tune_controller, trial, result)
-        else:
-            self._of(trial).on_trial_remove(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """See TrialScheduler; called for every lost worker, whether the trial is retried or not."""
         error = Path(trial.error_file).read_text()
         self.losses.setdefault(trial.trial_id, []).append(reason_of_loss(error))
-        self._of(trial).on_trial_error(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """See TrialScheduler."""
-        self._of(trial).on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
         """The first trial that waits; our searcher never lets many wait."""
@@ -98,7 +156,4 @@ class PerTypeScheduler(TrialScheduler):  # type: ignore[misc]
 
     def debug_string(self) -> str:
         """See TrialScheduler."""
-        return ", ".join(self._schedulers)
-
-    def _of(self, trial: Trial) -> TrialScheduler:
-        return self._schedulers[trial.config["machine_type"]]
+        return self._config.name

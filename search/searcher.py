@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher, SearchGenerator
 
-from search.schedulers import PerTypeScheduler
+from search.failures import is_out_of_memory
+from search.schedulers import StudyScheduler
 from search.studies import TypeStudy
 
 Config = dict[str, Any]
@@ -31,6 +32,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         scheduler: Knows which trials it stopped.
         slots: How many trials may exist that are not finished; asked anew each time, so that the
             search follows a growing cluster and still suggests late.
+        parallel: Most trials of a machine type at once; None leaves it to the slots.
         observers: Told of every change.
     """
 
@@ -40,33 +42,34 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         *,
         n_trials: int,
         build_config: Callable[[str, FrozenTrial], Config],
-        scheduler: PerTypeScheduler,
+        scheduler: StudyScheduler,
         slots: Callable[[], int],
+        parallel: int | None = None,
         observers: tuple[Observer, ...] = (),
     ) -> None:
         super().__init__()
         self._studies, self._n_trials = dict(studies), n_trials
         self._build_config, self._scheduler = build_config, scheduler
-        self._slots, self._observers = slots, observers
+        self._slots, self._parallel, self._observers = slots, parallel, observers
         self._live: dict[str, tuple[str, int]] = {}  # Tune's trial id -> (machine type, number)
         self._unfinished: list[tuple[str, int]] = []
         for machine_type, study in self._studies.items():
             for trial in study.trials():
                 if trial.state == TrialState.RUNNING:
                     self._unfinished.append((machine_type, trial.number))
-                else:
-                    ghost = f"{machine_type}-{trial.number}"
-                    self._scheduler.replay(machine_type, trial, ghost)
 
     def suggest(self, trial_id: str) -> Config | str | None:
         """A configuration, None while all slots are taken, or FINISHED."""
-        if not self._unfinished and self._next_type() is None:
+        wanting = self._wanting()
+        if not self._unfinished and not wanting:
             return str(Searcher.FINISHED)
         if len(self._live) >= self._slots():
             return None
-        machine_type, trial = self._resume() if self._unfinished else self._ask()
+        found = self._resume() if self._unfinished else self._ask(wanting)
+        if found is None:
+            return None
+        machine_type, trial = found
         self._live[trial_id] = (machine_type, trial.number)
-        self._scheduler.replay(machine_type, trial, trial_id)
         self._notify(machine_type, trial)
         return self._build_config(machine_type, trial)
 
@@ -91,9 +94,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if retries:
             study.add_attempts(number, retries)
         if error:
-            study.finish(number, TrialState.FAIL, reason=losses[-1])
+            self._fail(study, number, losses[-1])
         elif result and "failure" in result:
-            study.finish(number, TrialState.FAIL, reason=result["failure"])
+            self._fail(study, number, result["failure"])
         elif result and not math.isfinite(result["objective"]):
             reason = f"non-finite: objective {result['objective']} in epoch {result['epoch']}"
             study.finish(number, TrialState.FAIL, reason=reason)
@@ -111,16 +114,32 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Tune pickles its searcher to restore it; ours is made anew from the storage instead."""
         return {}
 
-    def _next_type(self) -> str | None:
-        """The machine type with the fewest trials among those that have budget left."""
+    def _wanting(self) -> list[str]:
+        """Machine types that have not had all their trials, the one with the fewest first."""
         counts = {name: len(study.trials()) for name, study in self._studies.items()}
-        name = min(counts, key=lambda n: counts[n])
-        return name if counts[name] < self._n_trials else None
+        left = [
+            name
+            for name, study in self._studies.items()
+            if counts[name] < self._n_trials and not study.is_exhausted
+        ]
+        return sorted(left, key=lambda name: counts[name])
 
-    def _ask(self) -> tuple[str, FrozenTrial]:
-        machine_type = self._next_type()
-        assert machine_type is not None
-        return machine_type, self._studies[machine_type].ask()
+    def _ask(self, wanting: list[str]) -> tuple[str, FrozenTrial] | None:
+        """A new trial of the first type that may start one now."""
+        for machine_type in wanting:
+            study = self._studies[machine_type]
+            n_live = sum(name == machine_type for name, _ in self._live.values())
+            if (self._parallel is None or n_live < self._parallel) and study.can_ask():
+                trial = study.ask()
+                if trial is not None:
+                    return machine_type, trial
+        return None
+
+    def _fail(self, study: TypeStudy, number: int, reason: str) -> None:
+        if is_out_of_memory(reason):
+            study.finish_out_of_memory(number, reason)
+        else:
+            study.finish(number, TrialState.FAIL, reason=reason)
 
     def _resume(self) -> tuple[str, FrozenTrial]:
         machine_type, number = self._unfinished.pop(0)
@@ -152,11 +171,14 @@ class SnapshotFreeGenerator(SearchGenerator):  # type: ignore[misc]
         """Write nothing."""
 
 
-def cached(read: Callable[[], int], seconds: float) -> Callable[[], int]:
-    """Call `read` at most once in so many seconds: the control loop asks far more often."""
-    value, expires = 0, 0.0
+Value = TypeVar("Value", int, float)
 
-    def get() -> int:
+
+def cached(read: Callable[[], Value], seconds: float) -> Callable[[], Value]:
+    """Call `read` at most once in so many seconds: the control loop asks far more often."""
+    value, expires = read(), time.monotonic() + seconds
+
+    def get() -> Value:
         nonlocal value, expires
         if time.monotonic() >= expires:
             value, expires = read(), time.monotonic() + seconds

@@ -1,17 +1,28 @@
 """A search space as one loop over its parameters, in the order of the file."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial
 
+from mimimi_core.config import TrialConfig
 from search.config import (
+    STUDY_OWNED,
     BoolParameter,
     CategoricalParameter,
     FixedParameter,
     FloatParameter,
     IntParameter,
     Parameter,
+    grid_values,
 )
 
 Params = dict[str, Any]
@@ -30,23 +41,109 @@ class Space:
         """
         params: Params = {}
         for name, parameter in self.parameters.items():
-            if all(params.get(needed) == value for needed, value in parameter.when.items()):
-                params[name] = _suggest(trial, name, parameter)
+            if _is_active(parameter, params):
+                if isinstance(parameter, FixedParameter):
+                    params[name] = parameter.value
+                else:
+                    params[name] = _suggest(trial, name, distribution(parameter))
         return params
 
+    def locate(self, settings: Mapping[str, Any]) -> Params | None:
+        """The active parameters with which this space expresses a training, fixed ones included.
 
-def _suggest(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
+        Args:
+            settings: Dotted names; what is absent has its default, as in `TrialConfig`.
+
+        Returns:
+            None if the space does not hold it: a value lies outside its range, or a setting that
+            is no parameter here differs from its default.
+        """
+        wanted = {**DEFAULTS, **settings}
+        if any(wanted[n] != DEFAULTS[n] for n in DEFAULTS if n not in self.parameters):
+            return None
+        params: Params = {}
+        for name, parameter in self.parameters.items():
+            if _is_active(parameter, params):
+                if not _holds(parameter, wanted[name]):
+                    return None
+                params[name] = wanted[name]
+        return params
+
+    def grid(self) -> Iterator[Params]:
+        """Every combination of active parameters, fixed ones included; the last varies fastest."""
+        yield from _combinations(list(self.parameters.items()), {})
+
+
+DEFAULTS = {k: v for k, v in TrialConfig().to_params().items() if k not in STUDY_OWNED}
+
+
+def all_params(trial: FrozenTrial) -> Params:
+    """All parameters of a trial, fixed ones included."""
+    return {**trial.params, **trial.user_attrs["fixed"]}
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """Optuna's form of a parameter that is searched."""
     match parameter:
         case FloatParameter(low=low, high=high, log=log, step=step):
-            return trial.suggest_float(name, low, high, step=step, log=log)
+            return FloatDistribution(low, high, log=log, step=step)
         case IntParameter(low=low, high=high, log=log, step=step):
-            return trial.suggest_int(name, low, high, step=step or 1, log=log)
+            return IntDistribution(low, high, log=log, step=step or 1)
         case CategoricalParameter(choices=choices):
-            return trial.suggest_categorical(name, choices)
+            return CategoricalDistribution(choices)
         case BoolParameter():
-            return trial.suggest_categorical(name, [False, True])
-        case FixedParameter(value=value):
-            return value
+            return CategoricalDistribution([False, True])
+        case FixedParameter():
+            raise AssertionError("a fixed parameter is not searched")
+
+
+def _suggest(trial: optuna.Trial, name: str, values: BaseDistribution) -> Any:
+    match values:
+        case FloatDistribution():
+            return trial.suggest_float(
+                name, values.low, values.high, step=values.step, log=values.log
+            )
+        case IntDistribution():
+            return trial.suggest_int(
+                name, values.low, values.high, step=values.step, log=values.log
+            )
+        case CategoricalDistribution():
+            return trial.suggest_categorical(name, values.choices)
+        case _:
+            raise AssertionError(values)
+
+
+def _is_active(parameter: Parameter, params: Params) -> bool:
+    return all(params.get(needed) == value for needed, value in parameter.when.items())
+
+
+def _holds(parameter: Parameter, value: Any) -> bool:
+    match parameter:
+        case (
+            FloatParameter(low=low, high=high, step=step)
+            | IntParameter(low=low, high=high, step=step)
+        ):
+            n_steps = (value - low) / (step or 1)
+            is_free = isinstance(parameter, FloatParameter) and step is None
+            return low <= value <= high and (is_free or math.isclose(n_steps, round(n_steps)))
+        case CategoricalParameter(choices=choices):
+            return any(type(c) is type(value) and c == value for c in choices)
+        case BoolParameter():
+            return isinstance(value, bool)
+        case FixedParameter(value=fixed):
+            return bool(value == fixed)
+
+
+def _combinations(left: list[tuple[str, Parameter]], params: Params) -> Iterator[Params]:
+    if not left:
+        yield dict(params)
+        return
+    (name, parameter), *rest = left
+    if not _is_active(parameter, params):
+        yield from _combinations(rest, params)
+        return
+    for value in grid_values(parameter) or ():
+        yield from _combinations(rest, params | {name: value})
 
 
 def describe(parameter: Parameter) -> str:

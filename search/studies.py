@@ -6,24 +6,33 @@ and the tracking server can be filled again from here.
 
 import fcntl
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.config import SamplerConfig
 from search.samplers import build_sampler, derive_seed
-from search.space import Params, Space
+from search.space import Params, Space, all_params
+from search.views import COST, draw
+
+logger = logging.getLogger(__name__)
 
 JOURNAL = "optuna.journal"
 EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
+INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
 _MOST_DIFFERENCES = 3  # shown when a study is refused
+_MOST_INFEASIBLE = 200  # suggestions in a row before a search gives up
+
+Ending = Literal["complete", "pruned", "failed", "running"]
+Offer = tuple[str, Params]  # where a configuration comes from, and its parameters
 
 
 class StudyError(ValueError):
@@ -73,7 +82,13 @@ class TypeStudy:
         space: What may be suggested.
         sampler: Who suggests.
         seed: Of the whole search.
-        identity: What must not change under one name: the space, the data, the budgets of a trial.
+        identity: What must not change under one name: the data, the budgets of a trial. Its
+            `parameters` may, as long as the space holds every trial that there is.
+        offers: Configurations to begin with.
+        excesses: Parameters -> by how much a trial exceeds each limit; above 0 it is not run.
+        cost: Parameters -> second objective, minimised.
+        lag: Hide from a trial what the `lag - 1` trials before it do, whether they have ended or
+            not, so that nothing depends on timing; None shows all there is.
 
     Raises:
         StudyError: The name belongs to a study with another identity.
@@ -90,35 +105,135 @@ class TypeStudy:
         sampler: SamplerConfig,
         seed: int,
         identity: Mapping[str, Any],
+        offers: Sequence[Offer] = (),
+        excesses: Callable[[Params], Mapping[str, float]] = lambda params: {},
+        cost: Callable[[Params], float] | None = None,
+        lag: int | None = None,
     ) -> None:
         self.machine_type, self.space = machine_type, space
         self.objective = objective
         self._storage, self._sampler, self._seed = storage, sampler, seed
+        self._excesses, self._cost, self._lag = excesses, cost, lag
         self._study = optuna.create_study(
             storage=storage,
             study_name=f"{name}/{machine_type}",
             direction="maximize",
             load_if_exists=True,
-            sampler=build_sampler(sampler, seed),
         )
-        _require_identity(self._study, {**identity, "objective": objective})
+        self._require_identity({**identity, "objective": objective})
+        if self.noted("offers") is None:
+            self.note("offers", self._fitting(offers))
+        self._grid = list(space.grid()) if sampler.name == "grid" else None
 
-    def ask(self) -> FrozenTrial:
-        """Start a new trial with suggested parameters."""
-        self._study.sampler = self._sampler_of(len(self.trials()))
-        return self._suggest(self._study.ask())
+    def _fitting(self, offers: Sequence[Offer]) -> list[Offer]:
+        """Those that the space holds, as it would express them, each once."""
+        found: list[Offer] = []
+        for origin, settings in offers:
+            params = self.space.locate(settings)
+            if params is not None and params not in [known for _, known in found]:
+                found.append((origin, params))
+        return found
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no configuration is left to try."""
+        return self._grid is not None and len(self._all()) >= len(self._grid)
+
+    def can_ask(self) -> bool:
+        """Whether all has ended that the next trial is to know of."""
+        ran = self.trials()
+        known = ran[: max(0, len(ran) - self._lag + 1)] if self._lag else []
+        return all(trial.state.is_finished() for trial in known)
+
+    def ask(self) -> FrozenTrial | None:
+        """Start a new trial with suggested parameters, passing over those that cost too much.
+
+        Returns:
+            None if no configuration is left.
+
+        Raises:
+            StudyError: Nothing affordable is suggested any more.
+        """
+        for _ in range(_MOST_INFEASIBLE):
+            if self.is_exhausted:
+                return None
+            trial = self._draw()
+            excesses = self._excesses(all_params(trial))
+            broken = {name: value for name, value in excesses.items() if value > 0}
+            if not broken:
+                cost = {} if self._cost is None else {COST: self._cost(all_params(trial))}
+                return self._create(trial, TrialState.RUNNING, cost, excesses)
+            shown = ", ".join(f"{name} by {100 * value:.0f} %" for name, value in broken.items())
+            reason = f"{INFEASIBLE}: exceeds {shown}"
+            self._create(trial, TrialState.PRUNED, {"reason": reason}, excesses)
+        raise StudyError(
+            f"{self.machine_type}: {_MOST_INFEASIBLE} suggestions in a row break a limit of "
+            f"`constraints` (the last one {reason.partition(': ')[2]}): raise it, or narrow the "
+            "parameters to what fits"
+        )
 
     def resume(self, number: int) -> FrozenTrial:
-        """Take up a trial that a killed search left, completing its parameters if need be."""
+        """Take up a trial that a killed search left."""
         self.add_attempts(number, 1)
-        self._study.sampler = self._sampler_of(number)
-        return self._suggest(optuna.Trial(self._study, self.trial(number)._trial_id))
+        return self.trial(number)
 
-    def _suggest(self, trial: optuna.Trial) -> FrozenTrial:
-        params = self.space.suggest(trial)
-        fixed = {name: value for name, value in params.items() if name not in trial.params}
-        trial.set_user_attr("fixed", fixed)
-        return self.trial(trial.number)
+    def _draw(self) -> FrozenTrial:
+        """The next trial, not stored yet."""
+        trials = self._all()
+        number = len(trials)
+        given, offered = None, {}
+        if self._grid is not None:
+            given = self._grid[number]
+        else:
+            used = {trial.user_attrs.get("offer") for trial in trials}
+            for index, (origin, params) in enumerate(self.noted("offers")):
+                if index not in used:
+                    given, offered = params, {"offer": index, "origin": origin}
+                    break
+        drawn = draw(
+            self.space,
+            build_sampler(self._sampler, derive_seed(self._seed, self.machine_type, number)),
+            trials,
+            hidden=self._hidden_from(number),
+            with_cost=self._cost is not None,
+            given=given,
+        )
+        drawn.user_attrs.update(offered)
+        return drawn
+
+    def _create(
+        self,
+        drawn: FrozenTrial,
+        state: TrialState,
+        attributes: Mapping[str, Any],
+        constraints: Mapping[str, float],
+    ) -> FrozenTrial:
+        """Store a trial in one record: a search that is killed leaves it whole or not at all."""
+        template = create_trial(
+            state=state,
+            params=drawn.params,
+            distributions=drawn.distributions,
+            user_attrs={**drawn.user_attrs, **attributes},
+            system_attrs=drawn.system_attrs,
+            constraints=dict(constraints),
+        )
+        number = len(self._all())
+        self._storage.create_new_trial(self._study._study_id, template_trial=template)
+        return self.trial(number)
+
+    def _hidden_from(self, number: int) -> frozenset[int]:
+        """Numbers of earlier trials that a trial must know nothing of."""
+        if self._lag is None:
+            return frozenset()
+        earlier = [trial.number for trial in self.trials() if trial.number < number]
+        return frozenset(earlier[max(0, len(earlier) - self._lag + 1) :])
+
+    def rivals(self, number: int) -> list[FrozenTrial]:
+        """The trials with which one may be compared while it runs."""
+        if self._lag is None:
+            return [trial for trial in self.trials() if trial.number != number]
+        hidden = self._hidden_from(number)
+        return [t for t in self.trials() if t.number < number and t.number not in hidden]
 
     def train_seed(self, number: int, fresh: int | None = None) -> int:
         """Seed of a trial's training, or of a fresh one that the search never saw."""
@@ -150,6 +265,15 @@ class TypeStudy:
         self._study.tell(number, value, state=state)
         return self.trial(number)
 
+    def finish_out_of_memory(self, number: int, reason: str) -> FrozenTrial:
+        """End a trial that did not fit into memory, so that the sampler avoids its like.
+
+        Samplers overlook failed trials, but what breaks a constraint they model.
+        """
+        trial_id = self.trial(number)._trial_id
+        self._storage.set_trial_system_attr(trial_id, "constraints:memory", 1.0)
+        return self.finish(number, TrialState.PRUNED, reason=reason)
+
     def trial(self, number: int) -> FrozenTrial:
         """One trial by its number."""
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(
@@ -158,12 +282,30 @@ class TypeStudy:
         return self._storage.get_trial(trial_id)
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials by number; not to be changed."""
+        """All trials that ran or run, by number; not to be changed."""
+        return [trial for trial in self._all() if not _never_ran(trial)]
+
+    def _all(self) -> list[FrozenTrial]:
+        """Those as well that were too dear to run."""
         return self._study.get_trials(deepcopy=False)
 
-    def count(self, state: TrialState) -> int:
-        """Trials in a state."""
-        return sum(trial.state == state for trial in self.trials())
+    def count(self, ending: Ending) -> int:
+        """Trials that stand so."""
+        return sum(ending_of(trial) == ending for trial in self.trials())
+
+    def n_finished(self) -> int:
+        """Trials that have ended."""
+        return sum(trial.state.is_finished() for trial in self.trials())
+
+    def n_left(self, n_trials: int) -> int:
+        """Trials still to end of so many asked; a grid may hold fewer."""
+        if self.is_exhausted:
+            n_trials = min(n_trials, len(self.trials()))
+        return max(0, n_trials - self.n_finished())
+
+    def n_infeasible(self) -> int:
+        """Suggestions that broke a constraint and never ran."""
+        return len(self._all()) - len(self.trials())
 
     def best(self) -> FrozenTrial | None:
         """The complete trial with the highest objective; pruned ones do not qualify."""
@@ -178,35 +320,58 @@ class TypeStudy:
         """What `note` stored, or None."""
         return self._study.user_attrs.get(key)
 
-    def _sampler_of(self, number: int) -> optuna.samplers.BaseSampler:
-        """Randomness depends on the trial's number alone.
+    def _require_identity(self, identity: Mapping[str, Any]) -> None:
+        wanted = json.loads(json.dumps(identity))
+        stored = self._study.user_attrs.get("identity")
+        if stored is not None:
+            differences = list(_differences("", stored, wanted))
+            is_space = [d.startswith("parameters.") for d in differences]
+            if not all(is_space) or not all(self._holds(trial) for trial in self._all()):
+                raise self._refusal(differences)
+            if differences:
+                logger.info(
+                    "%s: the space has changed and holds all %d earlier trials: %s",
+                    self.machine_type,
+                    len(self._all()),
+                    _shown(differences),
+                )
+        self._study.set_user_attr("identity", wanted)
 
-        A search that was killed and continued so draws what it would have drawn, instead of its
-        first random trials once more.
-        """
-        return build_sampler(self._sampler, derive_seed(self._seed, self.machine_type, number))
+    def _holds(self, trial: FrozenTrial) -> bool:
+        return self.space.locate(all_params(trial)) is not None
 
-
-def all_params(trial: FrozenTrial) -> Params:
-    """All parameters of a trial, fixed ones included."""
-    return {**trial.params, **trial.user_attrs["fixed"]}
-
-
-def _require_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
-    wanted = json.loads(json.dumps(identity))
-    stored = study.user_attrs.get("identity")
-    if stored is None:
-        study.set_user_attr("identity", wanted)
-        return
-    differences = list(_differences("", stored, wanted))
-    if differences:
-        shown = "; ".join(differences[:_MOST_DIFFERENCES])
-        left = len(differences) - _MOST_DIFFERENCES
-        raise StudyError(
-            f"study {study.study_name!r} exists with other settings: {shown}"
-            + (f"; and {left} more" if left > 0 else "")
+    def _refusal(self, differences: Sequence[str]) -> StudyError:
+        lost = [trial.number for trial in self._all() if not self._holds(trial)]
+        return StudyError(
+            f"study {self._study.study_name!r} exists with other settings: {_shown(differences)}"
+            + (f"; trial {lost[0]} lies outside this space" if lost else "")
             + "; choose another --study, or --out"
         )
+
+
+def ending_of(trial: FrozenTrial) -> Ending:
+    """How a trial stands; one that memory did not suffice for has failed."""
+    match trial.state:
+        case TrialState.COMPLETE:
+            return "complete"
+        case TrialState.PRUNED:
+            is_feasible = all(value <= 0 for value in trial.constraints.values())
+            return "pruned" if is_feasible else "failed"
+        case TrialState.FAIL:
+            return "failed"
+        case _:
+            return "running"
+
+
+def _never_ran(trial: FrozenTrial) -> bool:
+    reason = trial.user_attrs.get("reason", "")
+    return trial.state == TrialState.PRUNED and reason.startswith(INFEASIBLE)
+
+
+def _shown(differences: Sequence[str]) -> str:
+    left = len(differences) - _MOST_DIFFERENCES
+    more = f"; and {left} more" if left > 0 else ""
+    return "; ".join(differences[:_MOST_DIFFERENCES]) + more
 
 
 def _differences(path: str, stored: Any, wanted: Any) -> Iterator[str]:

@@ -9,21 +9,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mimimi_core.pack import Pack
-from mimimi_core.training import held_out_normals, objective_of
+from mimimi_core.training import LabelFree, Objective, held_out_normals, objective_of
 from search.background import BackgroundTracker
 from search.conclude import conclude
 from search.config import SpaceFile
 from search.confirmation import confirm, find_winner
+from search.costs import cost_of, excesses
 from search.data import Manifest, pack_data
-from search.launch import cluster, run_trials, trial_resources
+from search.launch import cluster, run_trials, spent_hours, trial_resources
 from search.progress import Progress
 from search.registry import Registry, model_name
+from search.report import write_report
 from search.space import Space
-from search.studies import StudyError, TypeStudy, open_storage
+from search.studies import Ending, StudyError, TypeStudy, open_storage
 from search.tracking import Tracker, TrackingError, check
+from search.views import COST
+from search.warm_start import offers
 
 __all__ = ["StudyError", "TrackingError", "run_study"]
 
@@ -70,22 +75,16 @@ def run_study(
     tracking_uri = tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
     check(tracking_uri)
     packs = pack_data(manifest, out)
-    objectives = {machine_type: objective_of(pack) for machine_type, pack in packs.items()}
+    objectives = {t: _objective(pack, space_file.study.objective) for t, pack in packs.items()}
     _warn(packs, objectives)
     settings = _settings(space_file)
     name = name or f"{space_name}-{_signature(settings, packs)}"
     folder = out / name
+    registry = Registry(tracking_uri)
     with open_storage(folder) as storage:
         studies = {
-            machine_type: TypeStudy(
-                storage,
-                name=name,
-                machine_type=machine_type,
-                objective=objectives[machine_type],
-                space=Space(space_file.parameters),
-                sampler=space_file.sampler,
-                seed=space_file.study.seed,
-                identity=settings | {"data": pack.data_hash},
+            machine_type: _open_study(
+                storage, name, pack, objectives[machine_type], space_file, settings, registry
             )
             for machine_type, pack in packs.items()
         }
@@ -94,13 +93,12 @@ def run_study(
         logger.info("study %s in %s, seed %d", name, folder, space_file.study.seed)
         with cluster(address):
             resources = trial_resources(space_file.resources)
-            is_over = _run(
-                space_file, studies, packs, objectives, folder, resources, tracker, time_budget_s
-            )
+            for study in studies.values():
+                study.note("resources", resources)
+            is_over = _run(space_file, studies, packs, folder, resources, tracker, time_budget_s)
             if is_over:
                 paths = {machine_type: pack.path for machine_type, pack in packs.items()}
                 confirm(studies, space_file, folder=folder, packs=paths, resources=resources)
-            registry = Registry(tracking_uri)
             outcomes = {
                 machine_type: conclude(
                     study,
@@ -117,7 +115,9 @@ def run_study(
                 )
                 for machine_type, study in studies.items()
             }
+        report = write_report(folder)
         for machine_type, outcome in outcomes.items():
+            tracker.log_files(tracker.parent_run(machine_type), report)
             numbers = {k: v for k, v in outcome.items() if isinstance(v, (int, float))}
             tracker.log_parent(machine_type, numbers, step=outcome["trials"])
             if not is_over:
@@ -125,16 +125,46 @@ def run_study(
             else:
                 tracker.finish(machine_type, "FINISHED" if outcome["complete"] else "FAILED")
         _say_what_is_left(studies, space_file.study.trials)
-        _say_where_to_look(tracker, studies)
+        _say_where_to_look(tracker, studies, report)
     summary = {"study": name, "machine_types": outcomes, "tracking_uri": tracking_uri}
     return summary, is_over and all(outcome["complete"] for outcome in outcomes.values())
+
+
+def _open_study(
+    storage: BaseStorage,
+    name: str,
+    pack: Pack,
+    objective: Objective,
+    space_file: SpaceFile,
+    settings: Mapping[str, Any],
+    registry: Registry,
+) -> TypeStudy:
+    """The study of one machine type, new or continued."""
+    options, n_ids = space_file.study, len(pack.machine_ids)
+    cost, limits = options.cost, space_file.constraints.limits
+    study = TypeStudy(
+        storage,
+        name=name,
+        machine_type=pack.machine_type,
+        objective=objective,
+        space=Space(space_file.parameters),
+        sampler=space_file.sampler,
+        seed=options.seed,
+        identity={**settings, "data": pack.data_hash},
+        offers=offers(registry, pack.machine_type) if space_file.sampler.warm_start else (),
+        excesses=lambda params: excesses(limits, params, n_ids),
+        cost=None if cost is None else lambda params: cost_of(cost, params, n_ids),
+        lag=options.parallel if options.deterministic else None,
+    )
+    if cost is not None:
+        study.note(COST, cost)
+    return study
 
 
 def _run(
     space_file: SpaceFile,
     studies: Mapping[str, TypeStudy],
     packs: Mapping[str, Pack],
-    objectives: Mapping[str, str],
     folder: Path,
     resources: Mapping[str, float],
     tracker: Tracker,
@@ -145,7 +175,12 @@ def _run(
     for machine_type, study in studies.items():
         for trial in study.trials():  # whatever an earlier run could not write is written now
             background.submit_trial(machine_type, trial)
-    progress = Progress(studies, space_file.study.trials, space_file.study.epochs, objectives)
+    progress = Progress(
+        studies,
+        space_file.study.trials,
+        space_file.study.epochs,
+        lambda: _spending(studies, space_file.study.hours, resources),
+    )
     flush_s = _FLUSH_S
     try:
         with progress:
@@ -154,7 +189,6 @@ def _run(
                 space_file,
                 folder=folder,
                 packs={machine_type: pack.path for machine_type, pack in packs.items()},
-                objectives=objectives,
                 resources=resources,
                 time_budget_s=time_budget_s,
                 observers=(progress, _Tracking(background, studies)),
@@ -169,6 +203,15 @@ def _run(
     return is_over
 
 
+def _spending(
+    studies: Mapping[str, TypeStudy], hours: float | None, resources: Mapping[str, float]
+) -> str:
+    """Such as `0.52 of 8 GPU-hours spent`."""
+    spent = sum(spent_hours(study, resources) for study in studies.values())
+    limit = "" if hours is None else f" of {hours:g}"
+    return f"{spent:.2f}{limit} {'GPU' if resources['gpu'] else 'core'}-hours spent"
+
+
 class _Tracking:
     """Passes trials on to the tracker, and the counts of their machine type."""
 
@@ -180,22 +223,26 @@ class _Tracking:
         if not trial.state.is_finished():
             return
         study = self._studies[machine_type]
-        counts = {
-            "complete": study.count(TrialState.COMPLETE),
-            "pruned": study.count(TrialState.PRUNED),
-            "failed": study.count(TrialState.FAIL),
-        }
+        endings: tuple[Ending, ...] = ("complete", "pruned", "failed")
+        counts: dict[str, float | None] = {ending: study.count(ending) for ending in endings}
         best = study.best()
-        metrics = {**counts, "best_objective": best.value if best else None}
-        self._background.submit_parent(machine_type, metrics, step=sum(counts.values()))
+        metrics = counts | {"best_objective": best.value if best else None}
+        self._background.submit_parent(machine_type, metrics, step=study.n_finished())
+
+
+def _objective(pack: Pack, wanted: Literal["auto", LabelFree]) -> Objective:
+    return objective_of(pack) if wanted == "auto" else wanted
 
 
 def _settings(space_file: SpaceFile) -> dict[str, Any]:
-    """What must not change while a study goes on; the number of trials may."""
+    """What must not change while a study goes on; how much is spent on it may."""
     settings = space_file.model_dump(
         mode="json", exclude={"resources", "confirmation", "promotion"}
     )
-    del settings["study"]["trials"]
+    for budget in ("trials", "hours"):
+        del settings["study"][budget]
+    if not space_file.study.deterministic:
+        del settings["study"]["parallel"]
     return settings
 
 
@@ -223,7 +270,7 @@ def _warn(packs: Mapping[str, Pack], objectives: Mapping[str, str]) -> None:
         StudyError: There is nothing at all to select a model by.
     """
     for machine_type, pack in packs.items():
-        if objectives[machine_type] == "id_swap_auc":
+        if objectives[machine_type] != "val_auc":
             if len(np.unique(pack.id_index[held_out_normals(pack)])) < 2:
                 raise StudyError(
                     f"{machine_type}: there is nothing to select a model by: no machine id has "
@@ -231,11 +278,12 @@ def _warn(packs: Mapping[str, Pack], objectives: Mapping[str, str]) -> None:
                     "to hold out (10 normal clips of an id are enough)"
                 )
             logger.warning(
-                "%s: NO machine id has both normal and anomalous clips to validate on, so the "
-                "search maximises id_swap_auc (other ids' normals as pseudo-anomalies). Published "
-                "studies found no such proxy that ranks models as true anomalies do: collect a "
-                "few labelled anomalies",
+                "%s: NO anomalous clip is used to validate on, so the search maximises %s, a "
+                "figure without labels. Published studies found no such proxy that ranks models "
+                "as true anomalies do (the report says how well this one did where that could be "
+                "checked): collect a few labelled anomalies",
                 machine_type,
+                objectives[machine_type],
             )
         for split in ("val", "test"):
             without = [
@@ -253,12 +301,12 @@ def _warn(packs: Mapping[str, Pack], objectives: Mapping[str, str]) -> None:
 
 
 def _say_what_is_left(studies: Mapping[str, TypeStudy], n_trials: int) -> None:
-    left = sum(n_trials - sum(t.state.is_finished() for t in s.trials()) for s in studies.values())
+    left = sum(s.n_left(n_trials) for s in studies.values())
     if left > 0:
         logger.warning("%d trials are unfinished: repeat the command to continue", left)
 
 
-def _say_where_to_look(tracker: Tracker, studies: Mapping[str, TypeStudy]) -> None:
+def _say_where_to_look(tracker: Tracker, studies: Mapping[str, TypeStudy], report: Path) -> None:
     best_runs = {}
     for machine_type, study in studies.items():
         complete = [t for t in study.trials() if t.state == TrialState.COMPLETE]
@@ -269,4 +317,5 @@ def _say_where_to_look(tracker: Tracker, studies: Mapping[str, TypeStudy]) -> No
         lines = tracker.links(best_runs, [model_name(machine_type) for machine_type in studies])
     except TrackingError as error:
         lines = [f"no links, the tracker failed: {error}"]
+    lines.insert(0, str(report / "report.html"))
     logger.info("look at it:\n  %s", "\n  ".join(lines))

@@ -21,9 +21,12 @@ from time import time
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from search import mlflow_ui
+from search.space import all_params
+from search.studies import Ending, ending_of
+from search.views import COST
 
 # Before the import, because importing MLflow starts its usage reports. No retries inside MLflow:
 # it would hide an outage for four minutes and may create a run twice; whoever calls us tries again.
@@ -49,11 +52,11 @@ _STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 _CHECK_TIMEOUT_S = 5
 _RUNS_PER_PAGE = 1000
 _METRICS_PER_CALL = 800  # MLflow's limit is 1,000 entities, parameters and tags included
-_STATES = {  # Optuna's state -> (tag `state`, status of the MLflow run)
-    TrialState.RUNNING: ("running", "RUNNING"),
-    TrialState.COMPLETE: ("complete", "FINISHED"),
-    TrialState.PRUNED: ("pruned", "KILLED"),
-    TrialState.FAIL: ("failed", "FAILED"),
+_STATUS: dict[Ending, str] = {  # of the MLflow run
+    "running": "RUNNING",
+    "complete": "FINISHED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
 }
 
 
@@ -169,12 +172,9 @@ class Tracker:
         and `attempts`. Points carry the time stamped in the trial, so that a repeated write of a
         point is recognised as the same.
         """
-        # Parameters are written once, so not for a trial that was killed while it drew them:
-        # `fixed` comes after the last one.
-        if trial.state not in _STATES or "fixed" not in trial.user_attrs:
-            return
         self._searched.update(dict.fromkeys(trial.params))
-        state, status = _STATES[trial.state]
+        state = ending_of(trial)
+        status = _STATUS[state]
         with self._store():
             key = f"{machine_type}/{trial.number}"
             known = self._runs.get(key)
@@ -343,11 +343,13 @@ class Tracker:
         if trial.value is not None:
             ended_ms = _milliseconds(trial.datetime_complete)
             metrics.append(Metric("objective", trial.value, ended_ms, last))
-        params = {**trial.user_attrs.get("fixed", {}), **trial.params}
+        if COST in trial.user_attrs and not known.has_params:
+            started_ms = _milliseconds(trial.datetime_start)
+            metrics.append(Metric(COST, float(trial.user_attrs[COST]), started_ms, 0))
+        params = all_params(trial)
         tags: dict[str, Any] = {"state": state, "epochs": last}
-        tags |= {
-            k: str(trial.user_attrs[k]) for k in ("reason", "attempts") if k in trial.user_attrs
-        }
+        told = trial.user_attrs
+        tags |= {k: str(told[k]) for k in ("reason", "attempts", "origin") if k in told}
 
         # `epochs` says which points are there, so it goes with the last of them.
         while len(metrics) > _METRICS_PER_CALL:

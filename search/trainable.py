@@ -1,5 +1,6 @@
 """One trial on a worker: parameters to a training, an epoch a step, a checkpoint after each."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ CHECKPOINT = "state.pt"
 class TrialRunner(tune.Trainable):  # type: ignore[misc]
     """Runs whatever configuration it is reset to, so a warm worker serves trial after trial.
 
-    A configuration holds `params`, `pack` (path), `checkpoint` (folder), `threads`. Each step
-    reports `epoch`, `metrics`, `objective` and `is_final`, or `failure` with the reason.
+    A configuration holds `params`, `pack` (path), `objective`, `checkpoint` (folder), `threads`.
+    Each step reports `epoch`, `metrics`, `objective` and `is_final`, or `failure` with the reason.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -33,8 +34,11 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Train one epoch, or report the last one again after a restart: its report may be lost."""
+        started = time.perf_counter()
         try:
-            return self._advance()
+            result = self._advance()
+            result["metrics"]["seconds"] = time.perf_counter() - started
+            return result
         except Exception as error:  # noqa: BLE001 - every failure of a trial is told, none lost
             return {"failure": reason_of(error), "done": True}
 
@@ -50,10 +54,10 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
     def _report(self, metrics: dict[str, float]) -> dict[str, Any]:
         assert self._training is not None
         objective = metrics[self._training.objective]
-        is_final = self._training.epoch >= self._training.config.train.epochs
+        is_final = self._training.is_done
         return {
             "epoch": self._training.epoch,
-            "metrics": metrics,
+            "metrics": dict(metrics),
             "objective": objective,
             self._training.objective: objective,
             "is_final": is_final,
@@ -65,6 +69,8 @@ def open_training(config: dict[str, Any]) -> tuple[Training, dict[str, float]]:
     """A training on this worker and its last epoch's metrics, none if it has no checkpoint."""
     torch.set_num_threads(config["threads"])
     trial_config = TrialConfig.from_params(config["params"])
-    training = Training(trial_config, open_pack(Path(config["pack"])))
+    training = Training(
+        trial_config, open_pack(Path(config["pack"])), objective=config["objective"]
+    )
     checkpoint = Path(config["checkpoint"]) / CHECKPOINT
     return training, training.restore(checkpoint) if checkpoint.exists() else {}

@@ -15,6 +15,8 @@ from mimimi_core.config import (
     TrainConfig,
     TrialConfig,
 )
+from mimimi_core.detector import Detector
+from mimimi_core.network import build_network
 from mimimi_core.pack import Pack
 
 FRONTEND = FrontendConfig(n_fft=64, hop=32, n_frames=8)  # crops of 288 samples, spectra 33 x 8
@@ -31,6 +33,22 @@ def tiny_config(augment: AugmentConfig | None = None, **train: Any) -> TrialConf
         network=NETWORK,
         augment=augment or AugmentConfig(),
         train=TrainConfig(**settings | train),
+    )
+
+
+def make_detector(
+    network: NetworkConfig = NETWORK,
+    frontend: FrontendConfig = FRONTEND,
+    machine_ids: tuple[str, ...] = ("id_00", "id_02", "id_04"),
+) -> Detector:
+    """An untrained detector."""
+    torch.manual_seed(0)
+    return Detector(
+        config=TrialConfig(network=network, frontend=frontend),
+        machine_type="fan",
+        machine_ids=machine_ids,
+        thresholds=dict.fromkeys(machine_ids),
+        network=build_network(network, len(machine_ids)),
     )
 
 

@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial
 
 from search.config import SamplerConfig, SchedulerConfig
-from search.schedulers import PerTypeScheduler, build_scheduler
+from search.schedulers import StudyScheduler
 from search.searcher import StudySearcher
-from search.space import Params, Space
-from search.studies import TypeStudy, all_params
+from search.space import Params, Space, all_params
+from search.studies import TypeStudy
 from tests.doubles import FakeTune
 
 _TYPE, _OBJECTIVE = "simulated", "val_auc"
@@ -82,15 +82,19 @@ def simulate(
         seed=seed,
         identity={},
     )
-    per_type = PerTypeScheduler({_TYPE: build_scheduler(scheduler, _OBJECTIVE, epochs)})
+    judge = StudyScheduler({_TYPE: study}, scheduler, epochs)
     searcher = StudySearcher(
         {_TYPE: study},
         n_trials=n_trials,
-        build_config=lambda machine_type, trial: {"machine_type": machine_type, "trial": trial},
-        scheduler=per_type,
+        build_config=lambda machine_type, trial: {
+            "machine_type": machine_type,
+            "number": trial.number,
+            "trial": trial,
+        },
+        scheduler=judge,
         slots=lambda: workers,
     )
-    tune = FakeTune(searcher, per_type, Path())  # no worker dies, so nothing is written there
+    tune = FakeTune(searcher, judge, Path())  # no worker dies, so nothing is written there
     reports = list(_run(tune, replay, epochs))
     return study.trials(), reports
 

@@ -69,7 +69,6 @@ def run(
             space,
             folder=folder,
             packs=dict.fromkeys(types, Path("no pack")),
-            objectives=dict.fromkeys(types, "val_auc"),
             resources=RESOURCES,
             time_budget_s=time_budget_s,
             observers=observers,
@@ -245,7 +244,6 @@ def test_real_trials_fail_for_the_reason_they_have(tmp_path: Path) -> None:
             space,
             folder=tmp_path / "s",
             packs={"fan": pack_clips(clips, tmp_path)},
-            objectives={"fan": "val_auc"},
             resources={"cpu": 2.0, "gpu": 0.0},  # a single worker, so torch is imported once
         )
         trials = studies["fan"].trials()

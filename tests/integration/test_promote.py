@@ -13,9 +13,9 @@ import torch
 from mlflow import MlflowClient
 
 from mimimi_core.comparison import Comparison
-from mimimi_core.config import FrontendConfig, NetworkConfig, TrialConfig
+from mimimi_core.config import FrontendConfig
+from mimimi_core.costs import gmac_per_s
 from mimimi_core.detector import Detector
-from mimimi_core.network import build_network
 from mimimi_core.pack import Pack
 from mimimi_core.scoring import ClipScores
 from search import promote
@@ -25,14 +25,13 @@ from search.champions import (
     challenge,
     compare_with_champion,
     judge,
-    macs_per_s,
 )
 from search.config import PromotionConfig
 from search.registry import Registry, model_name
 from search.study import _settings
 from search.tracking import Tracker, check
 from tests.doubles import space_file
-from tests.model_fixtures import FRONTEND, NETWORK, tone_pack
+from tests.model_fixtures import FRONTEND, NETWORK, make_detector, tone_pack
 
 pytestmark = [
     pytest.mark.integration,
@@ -77,21 +76,6 @@ def add_versions(uri: str, machine_type: str, tmp_path: Path) -> Callable[[int],
         ]
 
     return add
-
-
-def make_detector(
-    network: NetworkConfig = NETWORK,
-    frontend: FrontendConfig = FRONTEND,
-    machine_ids: tuple[str, ...] = PACK.machine_ids,
-) -> Detector:
-    torch.manual_seed(0)
-    return Detector(
-        config=TrialConfig(network=network, frontend=frontend),
-        machine_type="fan",
-        machine_ids=machine_ids,
-        thresholds=dict.fromkeys(machine_ids),
-        network=build_network(network, len(machine_ids)),
-    )
 
 
 def candidate_of(scores: np.ndarray, detector: Detector | None = None) -> Candidate:
@@ -187,12 +171,17 @@ def test_the_rule(
 
 def test_cost_is_per_second_of_sound() -> None:
     """A window of twice as many frames hears twice as long: padding aside, the same cost."""
+
+    def work(frontend: FrontendConfig) -> float:
+        detector = make_detector(frontend=frontend)
+        return gmac_per_s(detector.config, len(detector.machine_ids))
+
     longer = dataclasses.replace(FRONTEND, n_frames=64)
     twice = dataclasses.replace(FRONTEND, n_frames=128)
-    costs = [macs_per_s(make_detector(frontend=frontend)) for frontend in (longer, twice)]
+    costs = [work(frontend) for frontend in (longer, twice)]
     assert costs[1] == pytest.approx(costs[0], rel=0.1)
     overlapping = dataclasses.replace(longer, hop=FRONTEND.hop // 2)
-    assert macs_per_s(make_detector(frontend=overlapping)) == pytest.approx(2 * costs[0])
+    assert work(overlapping) == pytest.approx(2 * costs[0])
 
 
 def test_another_rule_continues_the_same_study() -> None:

@@ -12,7 +12,7 @@ from search.space import Space
 from search.studies import TypeStudy, open_storage
 from tests.doubles import space_file
 
-OBJECTIVES = {"fan": "val_auc", "valve": "val_auc"}
+TYPES = ("fan", "valve")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def studies(tmp_path: Path) -> Iterator[dict[str, TypeStudy]]:
                 seed=0,
                 identity={},
             )
-            for name in OBJECTIVES
+            for name in TYPES
         }
 
 
@@ -52,7 +52,7 @@ def test_a_log_gets_a_line_per_ended_trial(
 ) -> None:
     caplog.set_level(logging.INFO)
     fan = studies["fan"]
-    with Progress(studies, 4, 3, OBJECTIVES) as progress:
+    with Progress(studies, 4, 3, lambda: "0.50 core-hours spent") as progress:
         start(fan, 0.6)
         progress.on_trial("fan", fan.trial(0))
         assert caplog.messages == []  # it runs
@@ -80,7 +80,7 @@ def test_a_terminal_shows_a_table(
     monkeypatch.setenv("COLUMNS", "160")
     caplog.set_level(logging.INFO)
     fan = studies["fan"]
-    with Progress(studies, 4, 3, OBJECTIVES) as progress:
+    with Progress(studies, 4, 3, lambda: "0.50 core-hours spent") as progress:
         start(fan, 0.6)
         progress.on_trial("fan", fan.finish(0, TrialState.COMPLETE, value=0.6))
         start(fan, 0.5)
@@ -93,7 +93,7 @@ def test_a_terminal_shows_a_table(
     assert caplog.messages == []  # the table says it
     last = shown.err.splitlines()
     title = [line for line in last if "elapsed" in line][-1]
-    assert "1:35 elapsed, 5 min left" in title
+    assert "1:35 elapsed, 5 min left, 0.50 core-hours spent" in title
     row = [line for line in last if "fan" in line][-1]
     assert [cell.strip() for cell in row.strip(" │").split("│")] == [
         "fan",
@@ -116,7 +116,7 @@ def test_time_left_counts_from_this_run_and_never_below_nothing(
         start(fan, 0.6)
         fan.finish(number, TrialState.COMPLETE, value=0.6)
     # asked for 2 now: fan already has more, valve lacks both
-    progress = Progress(studies, 2, 3, OBJECTIVES)
+    progress = Progress(studies, 2, 3, lambda: "0.50 core-hours spent")
     valve = studies["valve"]
     for number in range(2):
         clock[0] += 20.0

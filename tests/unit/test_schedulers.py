@@ -1,116 +1,185 @@
-"""Schedulers by name, and the one that keeps machine types apart."""
+"""The rules that stop trials early, and the scheduler that keeps machine types apart."""
 
 import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
-from optuna.trial import TrialState, create_trial
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
-from search.config import SchedulerConfig
-from search.schedulers import PerTypeScheduler, build_scheduler
-from tests.doubles import LOSS, FakeTrial, result_of
+from search.config import SamplerConfig, SchedulerConfig
+from search.schedulers import RULES, StudyScheduler
+from search.space import Space
+from search.studies import TypeStudy
+from tests.doubles import LOSS, FakeTrial, result_of, space_file
 
-EPOCHS = 4
-ASHA = SchedulerConfig(name="asha", reduction_factor=2.0)
-
-
-@pytest.fixture
-def asha() -> AsyncHyperBandScheduler:
-    return build_scheduler(ASHA, "val_auc", EPOCHS)
+EPOCHS = 9
+ASHA = SchedulerConfig(name="asha", reduction_factor=3.0)
 
 
-@pytest.fixture
-def scheduler(asha: AsyncHyperBandScheduler) -> PerTypeScheduler:
-    return PerTypeScheduler({"fan": asha, "valve": build_scheduler(ASHA, "val_auc", EPOCHS)})
+def curves(*levels: float, epochs: int = EPOCHS) -> list[FrozenTrial]:
+    """Trials that stay at a level, numbered as given."""
+    found = []
+    for number, level in enumerate(levels):
+        values = dict.fromkeys(range(1, epochs + 1), level)
+        trial = create_trial(state=TrialState.COMPLETE, value=level, intermediate_values=values)
+        trial.number = number
+        found.append(trial)
+    return found
 
 
-def add(scheduler: PerTypeScheduler, machine_type: str, trial_id: str) -> FakeTrial:
-    config = {"machine_type": machine_type}
-    trial = FakeTrial("double", config=config, trial_id=trial_id, stub=True)
-    scheduler.on_trial_add(None, trial)
-    return trial
+def is_stopped(
+    name: str, curve: dict[int, float], others: list[FrozenTrial], number: int = 99, grace: int = 1
+) -> bool:
+    config = SchedulerConfig.model_validate(
+        {"name": name, "reduction_factor": 3.0, "grace_epochs": grace}
+    )
+    return RULES[name](config, EPOCHS, number, curve, others)
 
 
-def decide(scheduler: PerTypeScheduler, trial: Trial, epoch: int, level: float) -> str:
-    return scheduler.on_trial_result(None, trial, result_of(epoch, EPOCHS, level))
+def test_every_name_is_a_rule() -> None:
+    assert set(get_args(SchedulerConfig.model_fields["name"].annotation)) == set(RULES)
 
 
-def stored(levels: dict[int, float], state: TrialState = TrialState.RUNNING) -> Any:
-    values = {
-        epoch: result_of(epoch, EPOCHS, level)["objective"] for epoch, level in levels.items()
+def test_asha_keeps_the_best_third_of_those_that_reached_a_rung() -> None:
+    others = curves(0.6, 0.7, 0.8, 0.9)
+    assert is_stopped("asha", {1: 0.79}, others)  # the quantile of 2/3 is 0.8
+    assert not is_stopped("asha", {1: 0.8}, others)
+    assert not is_stopped("asha", {1: 0.9, 2: 0.1}, others)  # no rung
+    assert is_stopped("asha", {1: 0.9, 2: 0.9, 3: 0.1}, others)
+    assert not is_stopped("asha", dict.fromkeys(range(1, 10), 0.1), others)  # it is at its end
+    assert not is_stopped("asha", {1: 0.1}, [])
+    assert not is_stopped("asha", {3: 0.1}, curves(0.9, epochs=2))  # nobody has got there
+
+
+def test_grace_moves_the_rungs() -> None:
+    others = curves(0.9)
+    assert not is_stopped("asha", {1: 0.1}, others, grace=2)
+    assert is_stopped("asha", {1: 0.1, 2: 0.1}, others, grace=2)
+    assert is_stopped("asha", dict.fromkeys(range(1, 7), 0.1), others, grace=2)
+
+
+def test_the_median_rule_compares_the_best_so_far_with_running_means() -> None:
+    others = curves(0.6, 0.7, 0.8)
+    assert is_stopped("median", {1: 0.69}, others)
+    assert not is_stopped("median", {1: 0.7}, others)
+    assert not is_stopped("median", {1: 0.7, 2: 0.1}, others)  # its best was as good
+    assert not is_stopped("median", {1: 0.1}, others[:2])  # a median of two says little
+    assert not is_stopped("median", {1: 0.1}, others, grace=2)
+
+
+def test_hyperband_spares_some_trials_at_the_first_rungs() -> None:
+    """9 epochs and a factor of 3: brackets from epoch 1, from epoch 3, and never."""
+    numbers = range(300)
+    others = curves(*[0.9] * 300)
+    at_1 = {n for n in numbers if is_stopped("hyperband", {1: 0.1}, others, number=n)}
+    at_3 = {n for n in numbers if is_stopped("hyperband", {1: 1, 3: 0.1}, others, number=n)}
+    assert at_1 < at_3 < set(numbers)
+    # JMLR 2018: 9, 5 and 3 trials start in the three brackets.
+    shares = [len(at_1) / 300, (len(at_3) - len(at_1)) / 300]
+    assert shares == pytest.approx([3 / 5.5, 1.5 / 5.5], abs=0.1)
+
+
+def test_a_bracket_judges_among_its_own() -> None:
+    bracket = {
+        n: is_stopped("hyperband", {1: 0.1}, curves(*[0.9] * 20), number=n) for n in range(20)
     }
-    value = 0.5 if state == TrialState.COMPLETE else None
-    return create_trial(state=state, value=value, intermediate_values=values)
+    first = [n for n, judged in bracket.items() if judged]
+    others = [t for t in curves(*[0.9] * 20) if t.number not in first]
+    assert not is_stopped("hyperband", {1: 0.1}, others, number=first[0])
 
 
-@pytest.mark.parametrize("name", get_args(SchedulerConfig.model_fields["name"].annotation))
-def test_every_name_builds_a_scheduler(name: str) -> None:
-    config = SchedulerConfig.model_validate({"name": name})
-    assert isinstance(build_scheduler(config, "val_auc", EPOCHS), TrialScheduler)
+@pytest.fixture
+def studies() -> dict[str, TypeStudy]:
+    storage, space = InMemoryStorage(), space_file()
+    return {
+        name: TypeStudy(
+            storage,
+            name="s",
+            machine_type=name,
+            space=Space(space.parameters),
+            sampler=SamplerConfig(name="random"),
+            seed=0,
+            identity={},
+        )
+        for name in ("fan", "valve")
+    }
 
 
-def test_a_trial_that_falls_behind_its_own_type_is_stopped(scheduler: PerTypeScheduler) -> None:
-    good, poor = add(scheduler, "fan", "a"), add(scheduler, "fan", "b")
-    other = add(scheduler, "valve", "c")
-    assert decide(scheduler, good, 1, 0.9) == TrialScheduler.CONTINUE
-    assert decide(scheduler, poor, 1, 0.6) == TrialScheduler.STOP
-    assert decide(scheduler, other, 1, 0.6) == TrialScheduler.CONTINUE
+@pytest.fixture
+def scheduler(studies: dict[str, TypeStudy]) -> StudyScheduler:
+    return StudyScheduler(studies, ASHA, EPOCHS)
+
+
+def start(studies: dict[str, TypeStudy], machine_type: str, trial_id: str) -> FakeTrial:
+    trial = studies[machine_type].ask()
+    assert trial is not None
+    config = {"machine_type": machine_type, "number": trial.number}
+    return FakeTrial("double", config=config, trial_id=trial_id, stub=True)
+
+
+def report(
+    scheduler: StudyScheduler,
+    studies: dict[str, TypeStudy],
+    trial: FakeTrial,
+    epoch: int,
+    level: float,
+) -> str:
+    """As Tune: the scheduler first, then the storage."""
+    result = result_of(epoch, EPOCHS, level)
+    decision = scheduler.on_trial_result(None, trial, result)
+    study = studies[trial.config["machine_type"]]
+    study.record_epoch(trial.config["number"], epoch, {}, result["objective"])
+    return decision
+
+
+def test_a_trial_that_falls_behind_its_own_type_is_stopped(
+    scheduler: StudyScheduler, studies: dict[str, TypeStudy]
+) -> None:
+    good, poor = start(studies, "fan", "a"), start(studies, "fan", "b")
+    other = start(studies, "valve", "c")
+    assert report(scheduler, studies, good, 1, 0.9) == TrialScheduler.CONTINUE
+    assert report(scheduler, studies, poor, 1, 0.6) == TrialScheduler.STOP
+    assert report(scheduler, studies, other, 1, 0.6) == TrialScheduler.CONTINUE
     assert scheduler.stopped == {"b"}
 
 
-def test_a_trial_that_reports_again_is_not_judged_again(scheduler: PerTypeScheduler) -> None:
-    trial = add(scheduler, "fan", "a")
-    assert decide(scheduler, trial, 1, 0.6) == TrialScheduler.CONTINUE
-    assert decide(scheduler, add(scheduler, "fan", "b"), 1, 0.9) == TrialScheduler.CONTINUE
-    scheduler.on_trial_add(None, trial)  # its worker was lost
-    assert decide(scheduler, trial, 1, 0.6) == TrialScheduler.CONTINUE
-
-
-def test_replayed_trials_fill_the_rungs(scheduler: PerTypeScheduler) -> None:
-    scheduler.replay("fan", stored({1: 0.9, 2: 0.9}, TrialState.COMPLETE), "fan-0")
-    assert decide(scheduler, add(scheduler, "fan", "a"), 1, 0.6) == TrialScheduler.STOP
-    assert decide(scheduler, add(scheduler, "valve", "b"), 1, 0.6) == TrialScheduler.CONTINUE
-
-
-def test_a_replayed_trial_goes_on_under_the_same_id(scheduler: PerTypeScheduler) -> None:
-    scheduler.replay("fan", stored({1: 0.9, 2: 0.9, 4: 0.9}, TrialState.COMPLETE), "fan-0")
-    scheduler.replay("fan", stored({1: 0.6}), "a")
-    trial = add(scheduler, "fan", "a")
-    assert decide(scheduler, trial, 1, 0.6) == TrialScheduler.CONTINUE  # that was decided before
-    assert decide(scheduler, trial, 2, 0.6) == TrialScheduler.STOP
-
-
-def test_ended_and_replayed_trials_are_forgotten(
-    scheduler: PerTypeScheduler, asha: AsyncHyperBandScheduler
+def test_a_trial_that_reports_again_is_not_judged_again(
+    scheduler: StudyScheduler, studies: dict[str, TypeStudy]
 ) -> None:
-    scheduler.replay("fan", stored({1: 0.9}), "fan-0")
-    for trial_id, last in (
-        ("complete", result_of(EPOCHS, EPOCHS, 0.9)),
-        ("failed", {"failure": "crash: x", "done": True}),
-        ("broken", result_of(1, EPOCHS, 0.9) | {"objective": math.nan}),
-    ):
-        trial = add(scheduler, "fan", trial_id)
-        scheduler.on_trial_complete(None, trial, last)
-    assert asha._trial_info == {}
+    trial = start(studies, "fan", "a")
+    assert report(scheduler, studies, trial, 1, 0.6) == TrialScheduler.CONTINUE
+    assert report(scheduler, studies, start(studies, "fan", "b"), 1, 0.9) == "CONTINUE"
+    assert report(scheduler, studies, trial, 1, 0.6) == TrialScheduler.CONTINUE
+
+
+def test_a_new_scheduler_judges_by_what_is_stored(
+    scheduler: StudyScheduler, studies: dict[str, TypeStudy]
+) -> None:
+    report(scheduler, studies, start(studies, "fan", "a"), 1, 0.9)
+    renewed = StudyScheduler(studies, ASHA, EPOCHS)
+    assert report(renewed, studies, start(studies, "fan", "b"), 1, 0.6) == TrialScheduler.STOP
 
 
 def test_an_objective_that_is_no_number_stops_a_trial_and_spoils_no_rung(
-    scheduler: PerTypeScheduler,
+    scheduler: StudyScheduler, studies: dict[str, TypeStudy]
 ) -> None:
-    broken = add(scheduler, "fan", "a")
     result = result_of(1, EPOCHS, 0.9) | {"objective": math.nan, "val_auc": math.nan}
+    broken = start(studies, "fan", "a")
     assert scheduler.on_trial_result(None, broken, result) == TrialScheduler.STOP
     scheduler.on_trial_complete(None, broken, result)
     assert scheduler.stopped == set()
-    assert decide(scheduler, add(scheduler, "fan", "b"), 1, 0.6) == TrialScheduler.CONTINUE
-    assert decide(scheduler, add(scheduler, "fan", "c"), 1, 0.55) == TrialScheduler.STOP
+    assert report(scheduler, studies, start(studies, "fan", "b"), 1, 0.6) == "CONTINUE"
+    assert report(scheduler, studies, start(studies, "fan", "c"), 1, 0.55) == TrialScheduler.STOP
 
 
-def test_each_lost_worker_is_remembered(scheduler: PerTypeScheduler, tmp_path: Path) -> None:
-    trial = add(scheduler, "fan", "a")
+def test_each_lost_worker_is_remembered(
+    scheduler: StudyScheduler, studies: dict[str, TypeStudy], tmp_path: Path
+) -> None:
+    trial = start(studies, "fan", "a")
     trial.error_file = str(tmp_path / "error.txt")
     for number in (1, 2):
         with Path(trial.error_file).open("a") as file:
@@ -122,8 +191,10 @@ def test_each_lost_worker_is_remembered(scheduler: PerTypeScheduler, tmp_path: P
     assert scheduler.losses["a"][0].endswith("Worker exit detail: End of file.")
 
 
-def test_the_first_trial_that_waits_is_run(scheduler: PerTypeScheduler) -> None:
-    trials = [add(scheduler, "fan", name) for name in ("a", "b", "c")]
+def test_the_first_trial_that_waits_is_run(
+    scheduler: StudyScheduler, studies: dict[str, TypeStudy]
+) -> None:
+    trials = [start(studies, "fan", name) for name in ("a", "b", "c")]
     trials[0].set_status(Trial.RUNNING)
 
     class Controller:
@@ -135,4 +206,4 @@ def test_the_first_trial_that_waits_is_run(scheduler: PerTypeScheduler) -> None:
     for trial in trials:
         trial.set_status(Trial.TERMINATED)
     assert scheduler.choose_trial_to_run(Controller) is None
-    assert scheduler.debug_string() == "fan, valve"
+    assert scheduler.debug_string() == "asha"

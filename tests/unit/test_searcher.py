@@ -15,11 +15,11 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SamplerConfig, SchedulerConfig
-from search.schedulers import PerTypeScheduler, build_scheduler
+from search.schedulers import StudyScheduler
 from search.searcher import SnapshotFreeGenerator, StudySearcher, cached
-from search.space import Space
-from search.studies import TypeStudy, all_params, open_storage
-from tests.doubles import FakeTune, level_of, result_of, space_file
+from search.space import Space, all_params
+from search.studies import TypeStudy, open_storage
+from tests.doubles import PARAMETERS, FakeTune, level_of, result_of, space_file
 
 EPOCHS = 4
 SAMPLERS = get_args(SamplerConfig.model_fields["name"].annotation)
@@ -74,13 +74,17 @@ def searching(
     scheduler: str = "asha",
     machine_types: tuple[str, ...] = ("fan",),
     slots: int = 2,
+    parallel: int | None = None,
+    **settings: Any,
 ) -> Iterator[Search]:
     """What a process sets up that starts or continues a search."""
+    rates = {"kind": "categorical", "choices": [1e-4, 1e-3, 1e-2, 1e-1]}
     space = space_file(
         trials=n_trials,
         epochs=EPOCHS,
         sampler={"name": sampler, "startup_trials": 3},
         scheduler={"name": scheduler, "reduction_factor": 2.0},
+        parameters=PARAMETERS | ({"train.lr": rates} if sampler == "grid" else {}),
     )
     with open_storage(folder / "s") as storage:
         studies = {
@@ -92,12 +96,11 @@ def searching(
                 sampler=space.sampler,
                 seed=0,
                 identity={},
+                **settings,
             )
             for name in machine_types
         }
-        per_type = PerTypeScheduler(
-            {name: build_scheduler(space.scheduler, "val_auc", EPOCHS) for name in studies}
-        )
+        judge = StudyScheduler(studies, space.scheduler, EPOCHS)
         recorder = Recorder()
         searcher = StudySearcher(
             studies,
@@ -107,11 +110,12 @@ def searching(
                 "number": trial.number,
                 "params": all_params(trial),
             },
-            scheduler=per_type,
+            scheduler=judge,
             slots=lambda: slots,
+            parallel=parallel,
             observers=(recorder,),
         )
-        yield Search(studies, searcher, FakeTune(searcher, per_type, folder), recorder)
+        yield Search(studies, searcher, FakeTune(searcher, judge, folder), recorder)
 
 
 def curve(level: float, epochs: int = EPOCHS) -> dict[int, float]:
@@ -139,20 +143,22 @@ def test_complete(tmp_path: Path, sampler: str, scheduler: str) -> None:
 @every_sampler
 @every_scheduler
 def test_stopped_by_the_scheduler(tmp_path: Path, sampler: str, scheduler: str) -> None:
-    with searching(tmp_path, 3, sampler=sampler, scheduler=scheduler) as search:
-        search.run_trial(0.9)
-        poor = search.run_trial(0.6)
-        good = search.run_trial(0.95)
-    if scheduler == "none":
-        assert poor.state == TrialState.COMPLETE
-    else:
-        assert poor.state == TrialState.PRUNED
-        last = max(poor.intermediate_values)
+    with searching(tmp_path, 8, sampler=sampler, scheduler=scheduler) as search:
+        for level in (0.9, 0.91, 0.92):
+            assert search.run_trial(level).state == TrialState.COMPLETE
+        poor = [search.run_trial(0.6) for _ in range(4)]
+        assert search.run_trial(0.95).state == TrialState.COMPLETE
+    stopped = [trial for trial in poor if trial.state == TrialState.PRUNED]
+    # Hyperband lets some trials run to the end whatever they do.
+    least, most = {"none": (0, 0), "hyperband": (1, 4)}.get(scheduler, (4, 4))
+    assert least <= len(stopped) <= most
+    for trial in stopped:
+        last = max(trial.intermediate_values)
         assert last < EPOCHS
-        assert poor.intermediate_values == curve(0.6, last)
-        assert poor.value == curve(0.6)[last]
-        assert poor.user_attrs["reason"] == f"stopped by the scheduler after epoch {last}"
-    assert good.state == TrialState.COMPLETE
+        assert trial.intermediate_values == curve(0.6, last)
+        assert trial.value == curve(0.6)[last]
+        assert trial.user_attrs["reason"] == f"stopped by the scheduler after epoch {last}"
+    assert all(t.state == TrialState.COMPLETE for t in poor if t not in stopped)
 
 
 @every_sampler
@@ -162,12 +168,28 @@ def test_failed(tmp_path: Path, sampler: str, scheduler: str) -> None:
         trial = search.tune.start()
         assert trial is not None
         assert search.tune.report(trial, result_of(1, EPOCHS, 0.9))
-        search.tune.report(trial, {"failure": "out of memory: 8 GiB", "done": True})
+        search.tune.report(trial, {"failure": "crash: ValueError: x", "done": True})
         failed = search.studies["fan"].trial(0)
         assert search.run_trial(0.9).state == TrialState.COMPLETE
     assert failed.state == TrialState.FAIL
     assert failed.value is None
     assert failed.intermediate_values == curve(0.9, 1)
+    assert failed.user_attrs["reason"] == "crash: ValueError: x"
+
+
+@every_sampler
+@every_scheduler
+def test_out_of_memory(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    with searching(tmp_path, 2, sampler=sampler, scheduler=scheduler) as search:
+        trial = search.tune.start()
+        assert trial is not None
+        search.tune.report(trial, {"failure": "out of memory: 8 GiB", "done": True})
+        failed = search.studies["fan"].trial(0)
+        assert search.run_trial(0.9).state == TrialState.COMPLETE
+        assert search.tune.start() is None
+        assert search.studies["fan"].count("failed") == 1
+        assert search.studies["fan"].count("pruned") == 0
+    assert failed.constraints == {"memory": 1.0}
     assert failed.user_attrs["reason"] == "out of memory: 8 GiB"
 
 

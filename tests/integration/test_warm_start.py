@@ -1,0 +1,40 @@
+"""What a search begins with, from a real registry."""
+
+from pathlib import Path
+
+import pytest
+
+from mimimi_core.config import TrialConfig
+from search.registry import Registry
+from search.space import DEFAULTS
+from search.tracking import Tracker, check
+from search.warm_start import offers
+from tests.model_fixtures import make_detector
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_paper_then_the_own_champion_then_others(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    check(uri)
+    registry = Registry(uri)
+    tracker = Tracker(uri, tmp_path / "artifacts", "s", {})
+    assert offers(registry, "fan") == [("the paper's setting", DEFAULTS)]
+    params = {}
+    for machine_type in ("valve", "fan", "pump"):
+        detector = make_detector()
+        params[machine_type] = detector.config.to_params()
+        folder = tmp_path / machine_type
+        detector.save(folder)
+        run = tracker.parent_run(machine_type)
+        version = registry.register(machine_type, folder, run, tags={}, metrics={})
+        if machine_type != "pump":  # which has a model, but no champion
+            registry.set_champion(machine_type, version)
+    found = offers(registry, "fan")
+    assert [origin for origin, _ in found] == [
+        "the paper's setting",
+        "champion of fan, version 1",
+        "champion of valve, version 1",
+    ]
+    assert found[1][1] == params["fan"]
+    assert TrialConfig.from_params(found[2][1]) == TrialConfig.from_params(params["valve"])
