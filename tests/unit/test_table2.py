@@ -1,5 +1,6 @@
 """The systems of the paper's Table II: shapes, parameters and operations, computed by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from mimimi_core.config import (
 )
 from mimimi_core.mobilenetv2 import InvertedResidual
 from mimimi_core.network import build_network, network_cost
+from search.config import load_space
+from search.space import Space
 
 MAGNITUDE = {"frontend.kind": "magnitude"}
 LOGMEL = {"frontend.kind": "logmel"}
@@ -221,3 +224,12 @@ def test_the_table_lists_parameters_operations_and_published_figures() -> None:
     assert attention.split(" | ")[1:] == (
         ["859,306", "1,547.3", "89.55", "96.40", "98.75", "96.87", "95.39 |"]
     )
+
+
+def test_the_space_of_the_paper_holds_every_row_once() -> None:
+    space = load_space(Path(__file__).parents[2] / "spaces" / "paper.yaml")
+    grid = [TrialConfig.from_params(params) for params in Space(space.parameters).grid()]
+    assert len(grid) == len(set(grid)) == space.study.trials
+    for row in table2.ROWS:
+        assert [config for config in grid if row.describes(config)] == [row.config]
+    assert space.confirmation.top >= len(grid)  # so that every row has several seeds
