@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        for _ in range(args.epochs):
+        while not training.is_done:
             metrics = training.run_epoch()
             shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if "/" not in k)
             print(f"epoch {training.epoch}/{args.epochs}  {shown}", file=sys.stderr)

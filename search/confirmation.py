@@ -136,6 +136,7 @@ def _folder(study_folder: Path, machine_type: str, number: int, index: int) -> P
 
 def _train(config: dict[str, Any]) -> dict[str, Any]:
     """On a worker: a whole training, continued from its checkpoint if it has one."""
+    started = time.perf_counter()
     try:
         training, metrics = open_training(config)
         while not training.is_done:
@@ -143,4 +144,5 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             training.save(Path(config["checkpoint"]) / CHECKPOINT, metrics)
     except Exception as error:  # noqa: BLE001 - told, as for every trial
         return {"failure": reason_of(error)}
-    return {"objective": metrics[training.objective], "metrics": metrics}
+    seconds = time.perf_counter() - started
+    return {"objective": metrics[training.objective], "metrics": metrics, "seconds": seconds}
