@@ -155,11 +155,11 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="every 20th data set, a search of each")
     size.add_argument(
-        "--all", action="store_true", help="every data set, not every 5th: half an hour"
+        "--all", action="store_true", help="every data set, not every 7th: half an hour"
     )
     options = parser.parse_args()
     # Searches of a data set of LCDB, and of own trials; one in so many data sets.
-    n_searches, n_own, every = (1, 1, 20) if options.quick else (5, 4, 5)
+    n_searches, n_own, every = (1, 1, 20) if options.quick else (5, 3, 7)
     if options.all:
         n_own, every = 16, 1
     print(
