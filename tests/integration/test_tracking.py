@@ -189,21 +189,6 @@ def points(uri: str, run_id: str, metric: str) -> list[tuple[int, float, int]]:
     return sorted((point.step, point.value, point.timestamp) for point in history)
 
 
-def test_a_trial_is_shown_once_all_its_parameters_are_drawn(
-    sqlite_uri: str, study: str, tmp_path: Path
-) -> None:
-    tracker = Tracker(sqlite_uri, tmp_path / "artifacts", study)
-    half = make_trial(0, TrialState.RUNNING, epochs=0)
-    half.params = {"network.channels": 8}
-    half.distributions = {"network.channels": half.distributions["network.channels"]}
-    half.user_attrs = {}
-    tracker.log_trial("fan", half)
-    assert runs_of(tracker, sqlite_uri) == {}
-    tracker.log_trial("fan", make_trial(0, TrialState.RUNNING, epochs=0))
-    params = runs_of(tracker, sqlite_uri)["fan/0"].data.params
-    assert params == {"network.channels": "8", "train.lr": "0.001", "train.epochs": "30"}
-
-
 def test_a_trial_grows_into_one_child_run(uri: str, study: str, tmp_path: Path) -> None:
     tracker = Tracker(uri, tmp_path / "artifacts", study, {"git_commit": "abc"})
     for epochs in range(4):
@@ -246,12 +231,6 @@ def test_unfinished_states_are_told_with_their_reason(
     assert (run.data.tags["state"], run.data.tags["reason"]) == (tag, "why")
     assert run.info.status == status
     assert "objective" not in run.data.metrics
-
-
-def test_waiting_trials_have_no_run(sqlite_uri: str, tmp_path: Path) -> None:
-    tracker = Tracker(sqlite_uri, tmp_path, "study")
-    tracker.log_trial("fan", make_trial(0, TrialState.WAITING, 0))
-    assert runs_of(tracker, sqlite_uri) == {}
 
 
 def test_a_replay_after_reopening_adds_nothing_but_what_is_new(
