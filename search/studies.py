@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search.config import SamplerConfig
 from search.samplers import build_sampler, derive_seed
 from search.space import Params, Space, all_params
-from search.views import COST, draw
+from search.views import COST, View
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class TypeStudy:
         self.objective = objective
         self._storage, self._sampler, self._seed = storage, sampler, seed
         self._excesses, self._cost, self._lag = excesses, cost, lag
+        self._view = View(space, with_cost=cost is not None)
         self._study = optuna.create_study(
             storage=storage,
             study_name=f"{name}/{machine_type}",
@@ -190,12 +191,10 @@ class TypeStudy:
                 if index not in used:
                     given, offered = params, {"offer": index, "origin": origin}
                     break
-        drawn = draw(
-            self.space,
+        drawn = self._view.draw(
             build_sampler(self._sampler, derive_seed(self._seed, self.machine_type, number)),
             trials,
             hidden=self._hidden_from(number),
-            with_cost=self._cost is not None,
             given=given,
         )
         drawn.user_attrs.update(offered)

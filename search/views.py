@@ -4,11 +4,11 @@ A sampler so keeps no state of its own. What it suggests depends on the trials t
 the trial's number and on the seed, however often the search was killed and continued.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.config import FixedParameter
@@ -18,54 +18,85 @@ _CONSTRAINT = "constraints:"  # how Optuna's system attributes of a constraint b
 COST = "second_objective"  # user attribute of a trial: what it costs; of a study: in what
 
 
-def draw(
-    space: Space,
-    sampler: BaseSampler,
-    seen: Sequence[FrozenTrial],
-    *,
-    hidden: frozenset[int] = frozenset(),
-    with_cost: bool = False,
-    given: Params | None = None,
-) -> FrozenTrial:
-    """A trial of `space` that a sampler suggests; it is not part of any stored study.
+class View:
+    """Shows samplers the trials of one study.
 
     Args:
         space: What may be suggested.
-        sampler: Who suggests.
-        seen: All trials before it, by number.
-        hidden: Numbers of those whose reports it must not know: to the sampler they still run.
         with_cost: Show the second objective as well.
-        given: Parameters to take instead of the sampler's.
     """
-    study = optuna.create_study(
-        sampler=sampler, directions=["maximize", "minimize"] if with_cost else ["maximize"]
-    )
-    names = {name for trial in seen for name in trial.constraints}
-    complete = [t for t in seen if t.state == TrialState.COMPLETE]
-    worst = [min((t.values[0] for t in complete), default=0.0)]
-    if with_cost:
-        worst.append(max((t.user_attrs[COST] for t in complete), default=0.0))
-    study.add_trials(
-        _running(space, trial)
-        if trial.number in hidden or trial.state == TrialState.RUNNING
-        else _ended(space, trial, names, worst)
-        for trial in seen
-    )
-    if given is not None:
-        study.enqueue_trial(given)
-    trial = study.ask()
-    params = space.suggest(trial)
-    drawn = study.get_trials(deepcopy=False)[-1]
-    drawn.user_attrs["fixed"] = {k: v for k, v in params.items() if k not in drawn.params}
-    return drawn
+
+    def __init__(self, space: Space, *, with_cost: bool = False) -> None:
+        self._space, self._with_cost = space, with_cost
+        self._copies: dict[tuple[Any, ...], FrozenTrial] = {}  # of ended trials, which stay as is
+
+    def draw(
+        self,
+        sampler: BaseSampler,
+        seen: Sequence[FrozenTrial],
+        *,
+        hidden: frozenset[int] = frozenset(),
+        given: Params | None = None,
+    ) -> FrozenTrial:
+        """A trial that a sampler suggests; it is not part of any stored study.
+
+        Args:
+            sampler: Who suggests.
+            seen: All trials before it, by number.
+            hidden: Numbers of those whose reports it must not know: to the sampler they still run.
+            given: Parameters to take instead of the sampler's.
+        """
+        directions = ["maximize", "minimize"] if self._with_cost else ["maximize"]
+        study = optuna.create_study(sampler=sampler, directions=directions)  # type: ignore[arg-type]
+        if given is not None:
+            study.enqueue_trial(given)
+        elif not isinstance(sampler, RandomSampler):
+            study.add_trials(self._shown(seen, hidden))
+        trial = study.ask()
+        params = self._space.suggest(trial)
+        drawn = study.get_trials(deepcopy=False)[-1]
+        drawn.user_attrs["fixed"] = {k: v for k, v in params.items() if k not in drawn.params}
+        return drawn
+
+    def _shown(self, seen: Sequence[FrozenTrial], hidden: frozenset[int]) -> Iterator[FrozenTrial]:
+        known = [t for t in seen if t.number not in hidden and t.state != TrialState.RUNNING]
+        names = frozenset(name for trial in known for name in trial.constraints)
+        complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
+        worst = [min((t.values[0] for t in complete), default=0.0)]
+        if self._with_cost:
+            worst.append(max((t.user_attrs[COST] for t in complete), default=0.0))
+        ended = {trial.number for trial in known}
+        for trial in seen:
+            if trial.number not in ended:
+                yield _running(self._space, trial)
+                continue
+            key = (trial.number, names, *([] if _is_feasible(trial) else worst))
+            if key not in self._copies:
+                self._copies[key] = _ended(self._space, trial, names, worst)
+            yield self._copies[key]
+
+
+class _Shared(FrozenTrial):
+    """Copied by reference: a study in memory would copy every trial once more."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
+
+
+def _shared(**values: Any) -> FrozenTrial:
+    trial = create_trial(**values)
+    trial.__class__ = _Shared
+    return trial
+
+
+def _is_feasible(trial: FrozenTrial) -> bool:
+    return all(excess <= 0 for excess in trial.constraints.values())
 
 
 def _running(space: Space, trial: FrozenTrial) -> FrozenTrial:
     """A copy without anything that was reported."""
     attributes = {k: v for k, v in trial.system_attrs.items() if not k.startswith(_CONSTRAINT)}
-    return create_trial(
-        state=TrialState.RUNNING, **_parameters(space, trial), system_attrs=attributes
-    )
+    return _shared(state=TrialState.RUNNING, **_parameters(space, trial), system_attrs=attributes)
 
 
 def _ended(
@@ -76,14 +107,14 @@ def _ended(
     Every trial has the same constraints, as the Gaussian process wants. One that breaks a
     constraint is complete with the worst values, for most samplers overlook all others.
     """
-    is_feasible = all(excess <= 0 for excess in trial.constraints.values())
+    is_feasible = _is_feasible(trial)
     state = trial.state if is_feasible else TrialState.COMPLETE
     values = None
     if state == TrialState.COMPLETE:
         own = [trial.values[0], trial.user_attrs.get(COST)] if is_feasible else worst
         values = own[: len(worst)]
     attributes = {k: v for k, v in trial.system_attrs.items() if not k.startswith(_CONSTRAINT)}
-    return create_trial(
+    return _shared(
         state=state,
         values=values,
         **_parameters(space, trial),

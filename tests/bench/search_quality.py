@@ -21,16 +21,24 @@ from tests.bench.tables import Table, tables
 N_TRIALS, WORKERS = 100, 10
 AFTER = (25, 50, N_TRIALS)
 DEFAULT, RANDOM = SamplerConfig(), SamplerConfig(name="random")
-# Sampler, workers, searches per seed: random ones cost little, so their mean can be exact.
+# Sampler, workers, deterministic, searches per seed: random ones cost little, so their mean can be
+# exact.
 ARMS = {
-    "random": (RANDOM, 1, 8),
-    DEFAULT.name: (DEFAULT, 1, 1),
-    f"{DEFAULT.name}, {WORKERS} workers": (DEFAULT, WORKERS, 1),
+    "random": (RANDOM, 1, False, 8),
+    DEFAULT.name: (DEFAULT, 1, False, 1),
+    f"{DEFAULT.name}, {WORKERS} workers": (DEFAULT, WORKERS, False, 1),
+    "  deterministic": (DEFAULT, WORKERS, True, 1),
 }
 
 
-def regrets(table: Table, sampler: SamplerConfig, workers: int, seed: int) -> np.ndarray:
-    """Regret `(N_TRIALS,)` of the choice after each trial that ended."""
+def regrets(
+    table: Table, sampler: SamplerConfig, workers: int, deterministic: bool, seed: int
+) -> np.ndarray:
+    """Regret `(N_TRIALS,)` of the choice after each trial that ended, and the workers' busy share.
+
+    Returns:
+        `(N_TRIALS + 1,)`, the busy share last.
+    """
     rows: list[int] = []
 
     def replay(params: Params, number: int) -> list[Step]:
@@ -38,12 +46,19 @@ def regrets(table: Table, sampler: SamplerConfig, workers: int, seed: int) -> np
         return [Step(1, table.draw(rows[-1], seed, number), table.seconds[rows[-1]])]
 
     trials, reports = simulate(
-        replay, table.space, sampler=sampler, n_trials=N_TRIALS, workers=workers, seed=seed
+        replay,
+        table.space,
+        sampler=sampler,
+        n_trials=N_TRIALS,
+        workers=workers,
+        deterministic=deterministic,
+        seed=seed,
     )
     ended = np.array([report.number for report in reports])
     values = np.array([trials[number].value for number in ended])
     best = [values[:n].argmax() for n in range(1, N_TRIALS + 1)]
-    return table.regret[np.array(rows)[ended[best]]]
+    busy = sum(report.step.seconds for report in reports) / workers / reports[-1].time_s
+    return np.append(table.regret[np.array(rows)[ended[best]]], busy)
 
 
 def main() -> None:
@@ -54,27 +69,36 @@ def main() -> None:
     n_seeds = 2 if quick else 8
     found: dict[str, list[np.ndarray]] = {name: [] for name in ARMS}
     for table in tables(quick):
-        for name, (sampler, workers, repeats) in ARMS.items():
+        for name, (*arm, repeats) in ARMS.items():
             seeds = [derive_seed(table.name, index) for index in range(n_seeds * repeats)]
-            found[name].append(np.stack([regrets(table, sampler, workers, s) for s in seeds]))
+            found[name].append(np.stack([regrets(table, *arm, seed) for seed in seeds]))
 
     print(f"regret after trials, and its standard error; {len(found['random'])} tables")
-    print(f"{'':20}" + "".join(f"{n:>8} trials" for n in AFTER) + "   searches")
+    print(f"{'':20}" + "".join(f"{n:>8} trials" for n in AFTER) + "   busy   searches")
     means: dict[str, dict[int, float]] = {}
+    busy: dict[str, float] = {}
     for name, of_tables in found.items():
+        busy[name] = float(np.stack(of_tables)[..., -1].mean())
         runs = np.stack(of_tables)[:, :, np.array(AFTER) - 1]  # tables, seeds, AFTER
         # Tables are given, not drawn: only seeds make noise.
         error = np.sqrt((runs.var(1, ddof=1) / runs.shape[1]).sum(0)) / len(runs)
         mean = runs.mean((0, 1))
         means[name] = dict(zip(AFTER, mean.tolist(), strict=True))
         cells = [f"   {m:.3f} ±{e:.3f}" for m, e in zip(mean, error, strict=True)]
-        print(f"{name:20}" + "".join(f"{cell:>15}" for cell in cells) + f"{runs[..., 0].size:>11}")
-    random, alone, together = means.values()
+        print(
+            f"{name:20}"
+            + "".join(f"{cell:>15}" for cell in cells)
+            + f"{busy[name]:7.2f}{runs[..., 0].size:>11}"
+        )
+    random, alone, together, deterministic = means.values()
     figures = {
         "regret_25": alone[25],
         "regret_100": alone[100],
         "regret_100_workers_10": together[100],
         "random_regret_100": random[100],
+        "regret_100_deterministic": deterministic[100],
+        "busy_share_deterministic": busy["  deterministic"],
+        "busy_share_workers_10": busy[f"{DEFAULT.name}, {WORKERS} workers"],
         "searches": found[DEFAULT.name][0].shape[0] * len(found["random"]),
     }
     print(json.dumps(figures))

@@ -55,6 +55,7 @@ def simulate(
     n_trials: int,
     epochs: int = 1,
     workers: int = 1,
+    deterministic: bool = False,
     seed: int = 0,
 ) -> tuple[list[FrozenTrial], list[Report]]:
     """One search of one machine type, from its first trial to its last.
@@ -67,6 +68,7 @@ def simulate(
         n_trials: Budget.
         epochs: The last epoch of a trial that nobody stops.
         workers: Trials that run at once.
+        deterministic: As `study.deterministic` of a space file.
         seed: Of the search.
 
     Returns:
@@ -81,6 +83,7 @@ def simulate(
         sampler=sampler,
         seed=seed,
         identity={},
+        lag=workers if deterministic else None,
     )
     judge = StudyScheduler({_TYPE: study}, scheduler, epochs)
     searcher = StudySearcher(
