@@ -363,6 +363,35 @@ def test_no_more_trials_than_slots(tmp_path: Path) -> None:
         assert search.tune.start() is None
 
 
+def test_no_more_trials_of_a_type_than_asked_for_at_once(tmp_path: Path) -> None:
+    with searching(tmp_path, 9, machine_types=("fan", "valve"), slots=9, parallel=1) as search:
+        served = [search.tune.start() for _ in range(3)]
+        types = [trial.config["machine_type"] for trial in served if trial is not None]
+        assert types == ["fan", "valve"]
+        assert not search.tune.is_finished
+
+
+def test_a_deterministic_search_waits_for_what_the_next_trial_is_to_know(tmp_path: Path) -> None:
+    with searching(tmp_path, 9, slots=9, parallel=2, lag=2) as search:
+        first, second = search.tune.start(), search.tune.start()
+        assert first is not None
+        assert second is not None
+        search.tune.report(second, {"failure": "crash: x", "done": True})
+        assert search.tune.start() is None  # there is a slot, but trial 2 is to know trial 0
+        search.tune.report(first, {"failure": "crash: x", "done": True})
+        assert search.tune.start() is not None
+
+
+def test_a_grid_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
+    with searching(tmp_path, 99, sampler="grid", scheduler="none") as search:
+        n = 0
+        while (trial := search.tune.start()) is not None:
+            search.tune.report(trial, {"failure": "crash: x", "done": True})
+            n += 1
+        assert search.tune.is_finished
+    assert n == 4 * 3  # rates, and attention off or with one of two expansions
+
+
 def test_observers_see_what_the_storage_already_has(tmp_path: Path) -> None:
     with searching(tmp_path, 1) as search:
         search.run_trial(0.9)

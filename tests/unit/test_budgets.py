@@ -1,0 +1,90 @@
+"""Hours spent and limits on what runs at once."""
+
+from pathlib import Path
+
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from search.config import SamplerConfig, SpaceError, load_space
+from search.failures import is_out_of_memory, reason_of_loss
+from search.launch import HoursStopper, spent_hours
+from search.space import Space
+from search.studies import TypeStudy
+from tests.doubles import space_file
+
+
+def new_study(*seconds: float, machine_type: str = "fan") -> TypeStudy:
+    """A trial that took so many seconds for each of its epochs, and one that told nothing."""
+    study = TypeStudy(
+        InMemoryStorage(),
+        name="s",
+        machine_type=machine_type,
+        space=Space(space_file().parameters),
+        sampler=SamplerConfig(name="random"),
+        seed=0,
+        identity={},
+    )
+    number = study.ask().number
+    for epoch, time_s in enumerate(seconds, 1):
+        study.record_epoch(number, epoch, {"seconds": time_s}, 0.5)
+    study.finish(number, TrialState.PRUNED, reason="stopped")
+    study.ask()
+    return study
+
+
+def test_hours_are_of_gpus_where_trials_have_a_share_else_of_cores() -> None:
+    study = new_study(1800.0, 5400.0)
+    assert spent_hours(study, {"cpu": 2.0, "gpu": 0.0}) == pytest.approx(4.0)
+    assert spent_hours(study, {"cpu": 2.0, "gpu": 0.25}) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("hours", "is_over"), [(None, False), (2.1, False), (2.0, True)])
+def test_a_search_ends_when_all_types_together_have_spent_their_hours(
+    hours: float | None, is_over: bool
+) -> None:
+    studies = {name: new_study(3600.0, machine_type=name) for name in ("fan", "valve")}
+    stopper = HoursStopper(studies, hours, {"cpu": 1.0, "gpu": 0.0})
+    assert stopper.stop_all() is is_over
+    assert not stopper("fan-0", {})
+
+
+def test_a_worker_that_was_killed_for_its_memory_is_told_from_one_that_was_lost() -> None:
+    killed = (
+        "Failure # 1 (occurred at noon)\nThe actor died: 1 worker(s) were killed due to the node "
+        "running low on memory.\n"
+    )
+    assert is_out_of_memory(reason_of_loss(killed))
+    assert not is_out_of_memory(reason_of_loss("Failure # 1 (occurred at noon)\nIt died.\n"))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("study: {trials: 4, epochs: 2, deterministic: true}", "set study.parallel"),
+        ("study: {trials: 4, epochs: 2, hours: 0}", "study.hours"),
+        ("study: {trials: 4, epochs: 2, cost: price}", "study.cost"),
+        (
+            "study: {trials: 4, epochs: 2, cost: latency_ms}\nsampler: {name: cmaes}",
+            "second objective, which sampler cmaes cannot weigh",
+        ),
+        (
+            "study: {trials: 4, epochs: 2}\nsampler: {name: grid}",
+            "parameters.train.lr needs a step, for the sampler is grid",
+        ),
+        (
+            "study: {trials: 4, epochs: 2}\nconstraints: {latency: 5}",
+            "constraints.latency is no known key",
+        ),
+        ("study: {trials: 4, epochs: 2}\nconstraints: {parameters: 0}", "constraints.parameters"),
+        (
+            "study: {trials: 4, epochs: 2}\nscheduler: {name: median, grace_epochs: 3}",
+            "grace_epochs must be <= study.epochs",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, section: str, message: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"{section}\nparameters:\n  train.lr: {{kind: float, low: 0.1, high: 0.2}}\n")
+    with pytest.raises(SpaceError, match=message):
+        load_space(path)
