@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-_MIN_TRIALS = 5  # fewer say nothing
+MIN_TRIALS = 5  # fewer say nothing
 _RESAMPLINGS = 2000
 
 
@@ -26,18 +26,18 @@ def spearman(figure: str, pairs: np.ndarray) -> RankCorrelation:
         pairs: float `(n, 2)`.
     """
     n = len(pairs)
-    if n < _MIN_TRIALS:
+    if n < MIN_TRIALS:
         return RankCorrelation(figure, n, None, None)
-    rho = float(_correlate_ranks(pairs[None])[0])
+    rho = float(correlate_ranks(pairs[None])[0])
     if not np.isfinite(rho):  # one of the two is the same for all trials
         return RankCorrelation(figure, n, None, None)
     picks = np.random.default_rng(0).integers(n, size=(_RESAMPLINGS, n))
-    resampled = _correlate_ranks(pairs[picks])
+    resampled = correlate_ranks(pairs[picks])
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return RankCorrelation(figure, n, rho, (float(low), float(high)))
 
 
-def _correlate_ranks(pairs: np.ndarray) -> np.ndarray:
+def correlate_ranks(pairs: np.ndarray) -> np.ndarray:
     """Spearman's coefficient `(m,)` of m samples `(m, n, 2)`; NaN where a column is constant."""
     ranks = rankdata(pairs, axis=1)
     x, y = np.moveaxis(ranks - ranks.mean(axis=1, keepdims=True), 2, 0)

@@ -20,9 +20,8 @@ from mimimi_core.config import TrialConfig
 from mimimi_core.pack import Pack, open_pack, pack_clips
 from mimimi_core.synth import write_synthetic
 from mimimi_core.training import LabelFree, NonFiniteLossError, Training
-from search.rank_correlation import _MIN_TRIALS as MIN_TRIALS
-from search.rank_correlation import RankCorrelation, spearman
-from search.rank_correlation import _correlate_ranks as correlate
+from search.rank_correlation import MIN_TRIALS, RankCorrelation, spearman
+from search.rank_correlation import correlate_ranks as correlate
 
 FIGURES = (*get_args(LabelFree), "val_auc")  # the last one, of the labelled clips, is the yardstick
 AUCS = ("val_auc", "test_auc")
