@@ -1,0 +1,111 @@
+"""Registered detectors in a real MLflow store, SQLite and a server on loopback."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mimimi_core.config import FrontendConfig, NetworkConfig, TrialConfig
+from mimimi_core.detector import Detector
+from mimimi_core.network import build_network
+from mimimi_core.scoring import Threshold
+from search.registry import Registry
+from search.tracking import Tracker, TrackingError
+from tests.tracking_fixtures import (
+    runs_of,
+)
+
+pytestmark = [
+    pytest.mark.integration,
+    # MLflow 3.17 on SQLAlchemy 2.1: MLflow's own models use a deprecated loader strategy.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+]
+
+
+@pytest.fixture(scope="module")
+def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("detector")
+    config = TrialConfig(
+        network=NetworkConfig(channels=2, depth=3), frontend=FrontendConfig(n_frames=16)
+    )
+    Detector(
+        config=config,
+        machine_type="fan",
+        machine_ids=("id_00", "id_02"),
+        thresholds={
+            "id_00": Threshold(value=0.5, false_alarm_rate=0.1, n_normals=9),
+            "id_02": None,
+        },
+        network=build_network(config.network, 2),
+    ).save(folder)
+    return folder
+
+
+def test_registered_detector_is_versioned_promoted_and_fetched(
+    uri: str, study: str, tmp_path: Path, detector_folder: Path
+) -> None:
+    tracker, registry = Tracker(uri, tmp_path / "artifacts", study), Registry(uri)
+    run_id = tracker.parent_run("fan")
+    assert registry.champion("fan") is None
+    with pytest.raises(TrackingError, match="no champion of machine type 'fan'.*search.run"):
+        registry.download_champion("fan", tmp_path / "champion")
+
+    tags, metrics = {"study": study, "data_hash": "0123"}, {"test_auc": 0.8, "test_pauc": None}
+    assert registry.register("fan", detector_folder, run_id, tags, metrics) == 1
+    assert registry.register("fan", detector_folder, run_id, tags, metrics) == 1  # the same
+    assert registry.champion("fan") is None
+    registry.set_champion("fan", 1)
+    version, found = registry.champion("fan")
+    assert (version, found["study"], found["data_hash"]) == (1, study, "0123")
+    assert runs_of(tracker, uri)["fan"].data.metrics["test_auc"] == 0.8
+
+    folder = registry.download_champion("fan", tmp_path / "champion")
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "detector.json",
+        "weights.safetensors",
+    ]
+    assert Detector.load(folder).machine_ids == ("id_00", "id_02")
+
+    other = shutil.copytree(detector_folder, tmp_path / "other")
+    (other / "detector.json").write_text((other / "detector.json").read_text() + "\n")
+    assert registry.register("fan", other, run_id, tags, metrics) == 2
+    assert registry.champion("fan")[0] == 1
+
+
+def test_registered_detector_predicts_with_the_code_it_carries(
+    sqlite_uri: str, tmp_path: Path, detector_folder: Path
+) -> None:
+    tracker, registry = Tracker(sqlite_uri, tmp_path / "artifacts", "study"), Registry(sqlite_uri)
+    registry.register("fan", detector_folder, tracker.parent_run("fan"), {}, {})
+    registry.set_champion("fan", 1)
+    model = tmp_path / "artifacts" / "study" / "models"
+    assert not [p for p in model.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+
+    waveform = np.random.default_rng(0).integers(-9999, 9999, 32000, dtype=np.int16)
+    np.save(tmp_path / "waveform.npy", waveform)
+    script = f"""
+import json, mlflow, numpy as np, pandas as pd
+mlflow.set_tracking_uri({sqlite_uri!r})
+model = mlflow.pyfunc.load_model("models:/mimimi-fan@champion")
+waveform = np.load("waveform.npy") / 32768
+frame = pd.DataFrame({{"machine_id": ["id_00", "id_02"], "waveform": [waveform, list(waveform)]}})
+import mimimi_core
+print(json.dumps([mimimi_core.__file__, model.predict(frame).to_dict("list")]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    core, rows = json.loads(done.stdout)
+    assert "/code/mimimi_core/" in core
+    detector = Detector.load(detector_folder)
+    for index, machine_id in enumerate(("id_00", "id_02")):
+        expected = detector.score([waveform], machine_id)[0]
+        assert rows["score"][index] == pytest.approx(expected, abs=1e-6)
+    assert rows["threshold"][0] == 0.5
+    assert rows["decision"][0] in ("normal", "anomaly")
+    assert rows["decision"][1] not in ("normal", "anomaly")  # no threshold, no decision
