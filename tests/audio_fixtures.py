@@ -78,9 +78,14 @@ def write_mimii(
 
 
 def real_clips() -> Path:
-    """The folder of real recordings that a checkout may have beside it; else skips the test."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("MIMIMI_REAL_CLIPS", beside))
-    if not folder.is_dir():
+    """The folder of real recordings, which are never part of the project.
+
+    `MIMIMI_REAL_CLIPS` names it, else it may lie beside the checkout. Where neither is so the test
+    cannot run; a folder that was named and is not there fails it.
+    """
+    named = os.environ.get("MIMIMI_REAL_CLIPS")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    if named is None and not folder.is_dir():
         pytest.skip("no real clips: name their folder in MIMIMI_REAL_CLIPS")
+    assert folder.is_dir(), f"MIMIMI_REAL_CLIPS must name a folder, got {folder}"
     return folder

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from search import run
+from tests.audio_fixtures import real_clips
 from tests.e2e.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -113,8 +114,8 @@ def test_name_of_no_known_layout(
     assert "tuesday.wav" in line
 
 
-def test_lone_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str], real_clips: Path) -> None:
-    line = refusal(capsys, tmp_path, "--space", SMOKE, "--data", real_clips / "mimii-mini")
+def test_lone_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, tmp_path, "--space", SMOKE, "--data", real_clips() / "mimii-mini")
     assert "id_00" in line
     assert "sister" in line
 

@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mimimi_core.audio import read_clip
+from tests.audio_fixtures import real_clips
 from tests.e2e.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -187,9 +188,9 @@ def test_one_training_without_a_search(tmp_path: Path, embedded: Path) -> None:
     assert len(scored.stdout.splitlines()) == 2
 
 
-def test_real_clips_of_four_types(tmp_path: Path, real_clips: Path) -> None:
+def test_real_clips_of_four_types(tmp_path: Path) -> None:
     summary, said = search(
-        "--space", "spaces/smoke.yaml", "--data", real_clips / "dcase2020-mini",
+        "--space", "spaces/smoke.yaml", "--data", real_clips() / "dcase2020-mini",
         "--out", tmp_path, "--trials", "1",
     )  # fmt: skip
     assert set(summary["machine_types"]) == {"fan", "pump", "slider", "valve"}
@@ -198,7 +199,7 @@ def test_real_clips_of_four_types(tmp_path: Path, real_clips: Path) -> None:
         low, high = outcome["test_auc_ci"]
         assert high - low > 0.3  # so few clips say little, and the interval says so
     assert "fan: no val AUC for id_02, id_04" in said
-    clips = sorted((real_clips / "dcase2020-mini" / "pump" / "test").glob("*_id_04_*"))[:2]
+    clips = sorted((real_clips() / "dcase2020-mini" / "pump" / "test").glob("*_id_04_*"))[:2]
     scored = command(
         "search.score", "--machine-type", "pump", "--machine-id", "id_04",
         "--tracking-uri", summary["tracking_uri"], *clips,

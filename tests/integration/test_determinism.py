@@ -9,9 +9,10 @@ from mimimi_core.clips import find_clips
 from mimimi_core.pack import pack_clips
 from search.config import SpaceFile
 from search.launch import run_trials
-from search.space import Space, all_params
-from search.studies import TypeStudy, open_storage
+from search.space import all_params
+from search.studies import open_storage
 from tests.audio_fixtures import write_dcase2020
+from tests.study_fixtures import new_study
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -52,14 +53,10 @@ def test_the_same_seed_gives_the_same_search(
     for name in ("a", "b"):
         folder = tmp_path / name
         with open_storage(folder) as storage:
-            study = TypeStudy(
+            study = new_study(
                 storage,
-                name="s",
-                machine_type="fan",
-                space=Space(space.parameters),
-                sampler=space.sampler,
+                space=space,
                 seed=space.study.seed,
-                identity={},
                 lag=space.study.parallel if space.study.deterministic else None,
             )
             assert run_trials(

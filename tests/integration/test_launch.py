@@ -20,10 +20,10 @@ from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
 from search.launch import checkpoint_folder, run_trials, trial_resources
 from search.searcher import Observer
-from search.space import Space
 from search.studies import StudyError, TypeStudy, open_storage
 from tests.audio_fixtures import write_dcase2020
 from tests.doubles import EVENTS, analytic_trainable, space_file
+from tests.study_fixtures import new_study
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -38,18 +38,7 @@ def opened(
     folder: Path, space: SpaceFile, types: tuple[str, ...]
 ) -> Iterator[dict[str, TypeStudy]]:
     with open_storage(folder) as storage:
-        yield {
-            name: TypeStudy(
-                storage,
-                name="s",
-                machine_type=name,
-                space=Space(space.parameters),
-                sampler=space.sampler,
-                seed=0,
-                identity={},
-            )
-            for name in types
-        }
+        yield {name: new_study(storage, name, space=space) for name in types}
 
 
 def run(
@@ -270,3 +259,19 @@ def test_resources_that_no_node_has_are_refused() -> None:
         trial_resources(Resources(cpu=3))
     with pytest.raises(StudyError, match=r"resources.gpu must fit .* has 0, got 0.5"):
         trial_resources(Resources(gpu=0.5))
+
+
+def test_limits_that_nothing_keeps_end_the_run_with_their_reason(tmp_path: Path) -> None:
+    space = space_file(trials=2)
+    with open_storage(tmp_path) as storage:
+        study = new_study(storage, space=space, excesses=lambda params: {"parameters": 1.0})
+        with pytest.raises(StudyError, match="200 suggestions in a row break a limit"):
+            run_trials(
+                {"fan": study},
+                space,
+                folder=tmp_path,
+                packs={"fan": tmp_path / "none.arrow"},
+                resources=RESOURCES,
+                trainable=analytic_trainable(),
+            )
+        assert study.trials() == []

@@ -3,28 +3,18 @@
 from pathlib import Path
 
 import pytest
-from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from search.config import SamplerConfig, SpaceError, load_space
+from search.config import SpaceError, load_space
 from search.failures import is_out_of_memory, reason_of_loss
 from search.launch import HoursStopper, spent_hours
-from search.space import Space
 from search.studies import TypeStudy
-from tests.doubles import space_file
+from tests.study_fixtures import new_study
 
 
-def new_study(*seconds: float, machine_type: str = "fan") -> TypeStudy:
+def timed_study(*seconds: float, machine_type: str = "fan") -> TypeStudy:
     """A trial that took so many seconds for each of its epochs, and one that told nothing."""
-    study = TypeStudy(
-        InMemoryStorage(),
-        name="s",
-        machine_type=machine_type,
-        space=Space(space_file().parameters),
-        sampler=SamplerConfig(name="random"),
-        seed=0,
-        identity={},
-    )
+    study = new_study(machine_type=machine_type)
     number = study.ask().number
     for epoch, time_s in enumerate(seconds, 1):
         study.record_epoch(number, epoch, {"seconds": time_s}, 0.5)
@@ -34,7 +24,7 @@ def new_study(*seconds: float, machine_type: str = "fan") -> TypeStudy:
 
 
 def test_hours_are_of_gpus_where_trials_have_a_share_else_of_cores() -> None:
-    study = new_study(1800.0, 5400.0)
+    study = timed_study(1800.0, 5400.0)
     assert spent_hours(study, {"cpu": 2.0, "gpu": 0.0}) == pytest.approx(4.0)
     assert spent_hours(study, {"cpu": 2.0, "gpu": 0.25}) == pytest.approx(0.5)
 
@@ -43,7 +33,7 @@ def test_hours_are_of_gpus_where_trials_have_a_share_else_of_cores() -> None:
 def test_a_search_ends_when_all_types_together_have_spent_their_hours(
     hours: float | None, is_over: bool
 ) -> None:
-    studies = {name: new_study(3600.0, machine_type=name) for name in ("fan", "valve")}
+    studies = {name: timed_study(3600.0, machine_type=name) for name in ("fan", "valve")}
     stopper = HoursStopper(studies, hours, {"cpu": 1.0, "gpu": 0.0})
     assert stopper.stop_all() is is_over
     assert not stopper("fan-0", {})

@@ -3,28 +3,19 @@
 from pathlib import Path
 
 import pytest
-from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from search.config import SamplerConfig, SpaceFile
+from search.config import SpaceFile
 from search.confirmation import choose, finalists, find_winner
-from search.space import Space
 from search.studies import TypeStudy
 from tests.doubles import space_file
+from tests.study_fixtures import new_study
 
 
 @pytest.fixture
 def study() -> TypeStudy:
     """Trials 0 to 4: .6, .9, pruned at .95, failed, .7."""
-    study = TypeStudy(
-        InMemoryStorage(),
-        name="s",
-        machine_type="fan",
-        space=Space(space_file().parameters),
-        sampler=SamplerConfig(name="random"),
-        seed=0,
-        identity={},
-    )
+    study = new_study()
     endings = [(0.6, "COMPLETE"), (0.9, "COMPLETE"), (0.95, "PRUNED"), (0.5, "FAIL")]
     endings.append((0.7, "COMPLETE"))
     for value, state in endings:

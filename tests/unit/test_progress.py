@@ -8,9 +8,9 @@ import pytest
 from optuna.trial import TrialState
 
 from search.progress import Progress
-from search.space import Space
 from search.studies import TypeStudy, open_storage
 from tests.doubles import space_file
+from tests.study_fixtures import new_study
 
 TYPES = ("fan", "valve")
 
@@ -19,18 +19,7 @@ TYPES = ("fan", "valve")
 def studies(tmp_path: Path) -> Iterator[dict[str, TypeStudy]]:
     space = space_file()
     with open_storage(tmp_path / "s") as storage:
-        yield {
-            name: TypeStudy(
-                storage,
-                name="s",
-                machine_type=name,
-                space=Space(space.parameters),
-                sampler=space.sampler,
-                seed=0,
-                identity={},
-            )
-            for name in TYPES
-        }
+        yield {name: new_study(storage, name, space=space) for name in TYPES}
 
 
 @pytest.fixture

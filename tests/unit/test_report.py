@@ -2,7 +2,6 @@
 
 import csv
 import html
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,13 +26,6 @@ from tests.report_fixtures import (
 )
 
 FILES = ["report.html", "report.md", "trials.csv"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Figures show what the facts say, in the signs that the page explains."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ from search import report_figures as figures
 from search import report_parameters as parameters
 from search.report_facts import TypeFacts, read_facts
 from tests.report_fixtures import OUTCOME, ask, fill, make_full_study, make_study, run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

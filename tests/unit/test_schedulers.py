@@ -10,11 +10,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from search.config import SamplerConfig, SchedulerConfig
+from search.config import SchedulerConfig
 from search.schedulers import RULES, StudyScheduler
-from search.space import Space
 from search.studies import TypeStudy
-from tests.doubles import LOSS, FakeTrial, result_of, space_file
+from tests.doubles import LOSS, FakeTrial, result_of
+from tests.study_fixtures import new_study
 
 EPOCHS = 9
 ASHA = SchedulerConfig(name="asha", reduction_factor=3.0)
@@ -94,19 +94,8 @@ def test_a_bracket_judges_among_its_own() -> None:
 
 @pytest.fixture
 def studies() -> dict[str, TypeStudy]:
-    storage, space = InMemoryStorage(), space_file()
-    return {
-        name: TypeStudy(
-            storage,
-            name="s",
-            machine_type=name,
-            space=Space(space.parameters),
-            sampler=SamplerConfig(name="random"),
-            seed=0,
-            identity={},
-        )
-        for name in ("fan", "valve")
-    }
+    storage = InMemoryStorage()
+    return {name: new_study(storage, name) for name in ("fan", "valve")}
 
 
 @pytest.fixture

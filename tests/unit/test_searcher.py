@@ -17,9 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 from search.config import SamplerConfig, SchedulerConfig
 from search.schedulers import StudyScheduler
 from search.searcher import SnapshotFreeGenerator, StudySearcher, cached
-from search.space import Space, all_params
+from search.space import all_params
 from search.studies import TypeStudy, open_storage
 from tests.doubles import PARAMETERS, FakeTune, level_of, result_of, space_file
+from tests.study_fixtures import new_study
 
 EPOCHS = 4
 SAMPLERS = get_args(SamplerConfig.model_fields["name"].annotation)
@@ -27,12 +28,6 @@ SCHEDULERS = get_args(SchedulerConfig.model_fields["name"].annotation)
 
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Optuna's journal is synced to the disk after each line; here no power fails."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 class Recorder:
@@ -88,17 +83,7 @@ def searching(
     )
     with open_storage(folder / "s") as storage:
         studies = {
-            name: TypeStudy(
-                storage,
-                name="s",
-                machine_type=name,
-                space=Space(space.parameters),
-                sampler=space.sampler,
-                seed=0,
-                identity={},
-                **settings,
-            )
-            for name in machine_types
+            name: new_study(storage, name, space=space, **settings) for name in machine_types
         }
         judge = StudyScheduler(studies, space.scheduler, EPOCHS)
         recorder = Recorder()

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from torch import Tensor
 
@@ -21,13 +20,12 @@ from mimimi_core import checkpoint, training
 from mimimi_core.crops import Crops
 from mimimi_core.pack import Pack
 from mimimi_core.training import Training, objective_of
-from search.config import SamplerConfig, SpaceFile
+from search.config import SpaceFile
 from search.confirmation import _train, finalists, find_winner
 from search.launch import checkpoint_folder, worker_config
-from search.space import Space
-from search.studies import TypeStudy
 from search.trainable import CHECKPOINT, TrialRunner
 from tests.model_fixtures import CPU, resplit, tone_pack
+from tests.study_fixtures import new_study
 
 Patch = pytest.MonkeyPatch
 SPACE = SpaceFile.model_validate(
@@ -58,16 +56,7 @@ class TestClipReadError(Exception):
 
 def search(pack: Pack, folder: Path) -> dict[str, Any]:
     """All that a search reports and decides before it opens the test."""
-    study = TypeStudy(
-        InMemoryStorage(),
-        name="s",
-        machine_type=pack.machine_type,
-        objective=objective_of(pack),
-        space=Space(SPACE.parameters),
-        sampler=SamplerConfig(name="random"),
-        seed=0,
-        identity={},
-    )
+    study = new_study(machine_type=pack.machine_type, space=SPACE, objective=objective_of(pack))
     told: dict[str, Any] = {"objective": study.objective}
 
     def config_of(number: int, place: Path, seed: int) -> dict[str, Any]:

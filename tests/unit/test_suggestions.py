@@ -8,8 +8,9 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SamplerConfig
-from search.space import Params, Space, all_params
+from search.space import Params, all_params
 from search.studies import StudyError, TypeStudy
+from tests import study_fixtures
 from tests.doubles import PARAMETERS, level_of, space_file
 
 RANDOM, TPE = SamplerConfig(name="random"), SamplerConfig(name="tpe", startup_trials=3)
@@ -31,13 +32,10 @@ def new_study(
     **settings: Any,
 ) -> TypeStudy:
     space = space_file(parameters=dict(parameters))
-    return TypeStudy(
-        storage or InMemoryStorage(),
-        name="s",
-        machine_type="fan",
-        space=Space(space.parameters),
+    return study_fixtures.new_study(
+        storage,
+        space=space,
         sampler=sampler,
-        seed=0,
         identity={"parameters": space.model_dump(mode="json")["parameters"]},
         **settings,
     )
