@@ -148,6 +148,23 @@ def test_stopped_by_the_scheduler(tmp_path: Path, sampler: str, scheduler: str) 
 
 @every_sampler
 @every_scheduler
+def test_ended_by_its_own_patience(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    """Its last report, final before the last epoch, is that of its best epoch."""
+    with searching(tmp_path, 2, sampler=sampler, scheduler=scheduler) as search:
+        trial = search.tune.start()
+        assert trial is not None
+        assert search.tune.report(trial, result_of(1, EPOCHS, 0.9))
+        best = result_of(1, EPOCHS, 0.9)
+        search.tune.report(trial, best | {"epoch": 2, "is_final": True, "done": True})
+        ended = search.studies["fan"].trial(0)
+        assert search.run_trial(0.9).state == TrialState.COMPLETE
+    assert ended.state == TrialState.COMPLETE
+    assert ended.value == best["objective"]
+    assert list(ended.intermediate_values) == [1, 2]
+
+
+@every_sampler
+@every_scheduler
 def test_failed(tmp_path: Path, sampler: str, scheduler: str) -> None:
     with searching(tmp_path, 2, sampler=sampler, scheduler=scheduler) as search:
         trial = search.tune.start()
