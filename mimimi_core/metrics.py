@@ -65,36 +65,38 @@ def auc_report(
     """AUC, pAUC (`max_fpr` 0.1, McClish-standardised by scikit-learn) and intervals.
 
     Args:
-        scores: float `(n,)` anomaly scores, higher is more anomalous.
+        scores: float `(n,)` anomaly scores, higher is more anomalous; or `(S, n)`, of S networks on
+            the same clips: figures are then means over networks, intervals are over clips alone.
         labels: int `(n,)`, 0 normal, 1 anomaly.
         id_index: int `(n,)` index of each clip's id into `machine_ids`.
         machine_ids: Names of the ids.
         n_bootstrap: Resamplings behind the intervals.
         seed: Of the resampling.
     """
+    scores = np.atleast_2d(scores)
     rng = np.random.default_rng(seed)
     per_id: list[IdAuc] = []
     resampled: list[np.ndarray] = []
     for index, machine_id in enumerate(machine_ids):
         of_id = id_index == index
-        normal, anomaly = scores[of_id & (labels == 0)], scores[of_id & (labels == 1)]
+        normal, anomaly = scores[:, of_id & (labels == 0)], scores[:, of_id & (labels == 1)]
+        n_normal, n_anomaly = normal.shape[1], anomaly.shape[1]
         auc = pauc = ci = None
-        if len(normal) and len(anomaly):
-            truth, score = labels[of_id], scores[of_id]
-            auc = float(roc_auc_score(truth, score))
-            pauc = float(roc_auc_score(truth, score, max_fpr=MAX_FPR))
+        if n_normal and n_anomaly:
+            truth = labels[of_id]
+            ranked = scores[:, of_id]
+            auc = float(np.mean([roc_auc_score(truth, x) for x in ranked]))
+            pauc = float(np.mean([roc_auc_score(truth, x, max_fpr=MAX_FPR) for x in ranked]))
             resampled.append(_bootstrap(normal, anomaly, n_bootstrap, rng))
-            ci = _union(
-                _percentiles(resampled[-1]), _score_interval(auc, len(normal), len(anomaly))
-            )
+            ci = _union(_percentiles(resampled[-1]), _score_interval(auc, n_normal, n_anomaly))
         per_id.append(
             IdAuc(
                 machine_id=machine_id,
                 auc=auc,
                 pauc=pauc,
                 ci=ci,
-                n_normal=len(normal),
-                n_anomaly=len(anomaly),
+                n_normal=n_normal,
+                n_anomaly=n_anomaly,
             )
         )
     found = [x for x in per_id if x.auc is not None]
@@ -120,8 +122,8 @@ def auc_report(
 def _bootstrap(
     normal: np.ndarray, anomaly: np.ndarray, n_bootstrap: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """AUCs `(n_bootstrap,)` of resampled clips."""
-    wins = (np.sign(anomaly[None, :] - normal[:, None]) + 1) / 2
+    """AUCs `(n_bootstrap,)` of resampled clips, from scores `(S, n)` and `(S, m)`."""
+    wins = (np.sign(anomaly[:, None, :] - normal[:, :, None]).mean(axis=0) + 1) / 2
     n, m = wins.shape
     times_normal = rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
     times_anomaly = rng.multinomial(m, np.full(m, 1 / m), size=n_bootstrap)

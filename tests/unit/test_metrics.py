@@ -154,3 +154,22 @@ def test_the_seed_decides_the_interval() -> None:
     first, other = (auc_report(*clips, IDS, seed=seed) for seed in (1, 2))
     assert first.per_id != other.per_id
     assert (first.auc, first.pauc) == (other.auc, other.pauc)
+
+
+def test_several_networks_on_the_same_clips_have_their_mean() -> None:
+    rng = np.random.default_rng(4)
+    labels, id_index = np.arange(80) % 2, np.arange(80) // 40
+    networks = labels + rng.normal(0, 1.5, (3, 80))
+    alone = [auc_report(scores, labels, id_index, ("a", "b")) for scores in networks]
+    together = auc_report(networks, labels, id_index, ("a", "b"))
+    assert together.auc == pytest.approx(np.mean([report.auc for report in alone]))
+    assert together.pauc == pytest.approx(np.mean([report.pauc for report in alone]))
+    assert together.n_clips == 80
+
+
+def test_equal_networks_tell_no_more_of_the_clips_than_one() -> None:
+    rng = np.random.default_rng(5)
+    labels, id_index = np.arange(60) % 2, np.zeros(60, int)
+    scores = labels + rng.normal(0, 1, 60)
+    one = auc_report(scores, labels, id_index, ("a",))
+    assert auc_report(np.stack([scores] * 5), labels, id_index, ("a",)).ci == one.ci
