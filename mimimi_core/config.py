@@ -15,7 +15,7 @@ FrontendKind = Literal["complex", "magnitude", "logmel"]
 NetworkKind = Literal["deep_encoder", "mobilenetv2", "autoencoder", "gmade", "mahalanobis"]
 Norm = Literal["split", "whitening"]
 Activation = Literal["prelu", "modrelu", "crelu", "zrelu"]
-Head = Literal["linear", "arcface"]
+Head = Literal["linear", "arcface", "noisy_arcmix"]
 Padding = Literal["half", "valid"]
 LrSchedule = Literal["constant", "cosine"]
 Normalization = Literal["none", "rms"]
@@ -125,9 +125,11 @@ class NetworkConfig:
         "split"  # of each part by itself; "whitening": both together (Trabelsi et al. 2018)
     )
     activation: Activation = "prelu"  # of each part by itself; the others are in complex_nn.py
-    head: Head = "linear"  # "arcface": cosines with an angular margin (Deng et al. 2019)
-    arcface_scale: float = 30.0  # of the cosines; Noisy-ArcMix takes 30
-    arcface_margin: float = 0.5  # rad, added to the angle of the right id in training
+    # "arcface": cosines with an angular margin (Deng et al. 2019), of a mixture ArcMix;
+    # "noisy_arcmix": the same, of a mixture that of Choi and Choi (2024). See CosineHead.
+    head: Head = "linear"
+    arcface_scale: float = 30.0  # of the cosines, in either; Noisy-ArcMix takes 30
+    arcface_margin: float = 0.5  # rad, added to an angle in training; Noisy-ArcMix takes 0.7
 
     def __post_init__(self) -> None:
         rule = f"must be 'linear' for network.kind {self.kind!r}, which classifies no ids"
@@ -165,6 +167,28 @@ class NetworkConfig:
             (2 * self.channels, early if i == 1 else late, (2, 2)) for i in range(1, self.depth - 1)
         ]
         return ((self.channels, early, (2, 2)), *middle, (self.channels, last, (2, 1)))
+
+    def check_input(self, frontend: FrontendConfig) -> None:
+        """Refuse, with a `ConflictError`, features that this network cannot read."""
+        inputs = INPUTS[self.kind]
+        rule = f"must be {' or '.join(map(repr, inputs))} for network.kind {self.kind!r}"
+        _require(frontend.kind in inputs, "frontend.kind", rule, frontend.kind, ConflictError)
+        for name in ("norm", "activation"):
+            value, default = getattr(self, name), getattr(NetworkConfig, name)
+            rule = f"must be {default!r} unless a deep_encoder reads frontend.kind 'complex'"
+            allowed = value == default or frontend.kind == "complex"  # which others refuse
+            _require(allowed, f"network.{name}", rule, value, ConflictError)
+        shape = frontend.feature_shape
+        if not self.fits(*shape):
+            raise ConflictError(
+                f"a crop of {shape[1]} x {shape[2]} (bins x frames) is too small for "
+                + (
+                    f"network.depth {self.depth} with padding {self.padding!r}: raise "
+                    "frontend.n_frames or lower the depth"
+                    if self.kind == "deep_encoder"
+                    else f"network.kind {self.kind!r}: raise frontend.n_frames"
+                )
+            )
 
     def fits(self, n_channels: int, n_bins: int, n_frames: int) -> bool:
         """Whether features of this shape are left with a map in every layer."""
@@ -252,30 +276,13 @@ class TrialConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        network, kind = self.network, self.network.kind
-        inputs = INPUTS[kind]
-        rule = f"must be {' or '.join(map(repr, inputs))} for network.kind {kind!r}"
-        fed = self.frontend.kind in inputs
-        _require(fed, "frontend.kind", rule, self.frontend.kind, ConflictError)
-        for name in ("norm", "activation"):
-            value, default = getattr(network, name), getattr(NetworkConfig, name)
-            rule = f"must be {default!r} unless a deep_encoder reads frontend.kind 'complex'"
-            allowed = value == default or self.frontend.kind == "complex"  # which others refuse
-            _require(allowed, f"network.{name}", rule, value, ConflictError)
+        self.network.check_input(self.frontend)
+        kind, head, mixing = self.network.kind, self.network.head, self.augment.mixing
         rule = f"must be false for network.kind {kind!r}, which classifies no ids"
-        allowed = kind in CLASSIFIERS or not self.augment.mixing
-        _require(allowed, "augment.mixing", rule, self.augment.mixing, ConflictError)
-        shape = self.frontend.feature_shape
-        if not network.fits(*shape):
-            raise ConflictError(
-                f"a crop of {shape[1]} x {shape[2]} (bins x frames) is too small for "
-                + (
-                    f"network.depth {network.depth} with padding {network.padding!r}: raise "
-                    "frontend.n_frames or lower the depth"
-                    if kind == "deep_encoder"
-                    else f"network.kind {kind!r}: raise frontend.n_frames"
-                )
-            )
+        _require(kind in CLASSIFIERS or not mixing, "augment.mixing", rule, mixing, ConflictError)
+        rule = f"must be true for network.head {head!r}, else it is 'arcface'"
+        allowed = mixing or head != "noisy_arcmix"
+        _require(allowed, "augment.mixing", rule, mixing, ConflictError)
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "TrialConfig":

@@ -22,7 +22,6 @@ from mimimi_core.config import (
     ConfigError,
     FrontendConfig,
     NetworkConfig,
-    TrialConfig,
 )
 from mimimi_core.density import Autoencoder, GroupMade
 from mimimi_core.mahalanobis import Mahalanobis
@@ -174,7 +173,7 @@ def network_cost(network: NetworkConfig, frontend: FrontendConfig, n_ids: int) -
     Raises:
         ConfigError: A crop is too small for this network, or of another kind than it takes.
     """
-    TrialConfig(network=network, frontend=frontend)  # refuses what does not fit
+    network.check_input(frontend)
     with torch.device("meta"):
         model = build_network(network, n_ids, frontend)
         crop = torch.empty(1, *frontend.feature_shape)

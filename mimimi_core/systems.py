@@ -88,11 +88,23 @@ class CosineHead(nn.Module):
     The logits are `scale * cos(theta)`, theta being the angle between the averaged channels and an
     id's direction. The loss adds `margin` to the angle of the right id; scores do not, and are
     the bare cosine: a softmax of such logits would round to 1 for every clip told apart.
+
+    Of a mixture there are two losses (Choi and Choi, ICASSP 2024). ArcMix is the weighted sum of
+    each id's own loss, the margin being on that id. Noisy-ArcMix is the cross-entropy from the
+    weights of logits that have the margin on one id alone, the first of the two that were mixed,
+    however little of it is heard: half of the margins are on what is hardly there.
+
+    The target does not tell which id came first, and any may have: weights are drawn whatever the
+    crop's own id is. So `is_noisy` takes the mean over all ids of a mixture, which for two
+    is what theirs is on average. They mix pairs of a batch, with weights from Beta(0.5, 0.5); ours
+    are of every id (`augment.mixing_weights`), with a margin of 0.5 by default, not 0.7.
     """
 
-    def __init__(self, n_in: int, n_ids: int, scale: float, margin: float) -> None:
+    def __init__(
+        self, n_in: int, n_ids: int, scale: float, margin: float, is_noisy: bool = False
+    ) -> None:
         super().__init__()
-        self.scale, self.margin = scale, margin
+        self.scale, self.margin, self.is_noisy = scale, margin, is_noisy
         self.directions = nn.Parameter(torch.empty(n_ids, n_in))
         nn.init.xavier_normal_(self.directions)
 
@@ -103,22 +115,22 @@ class CosineHead(nn.Module):
             return self.scale * F.linear(pooled, F.normalize(self.directions))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy with the margin on the right id.
-
-        Of a mixture, each id's own loss with its weight: ArcMix, as Choi and Choi (ICASSP 2024)
-        call it beside their Noisy-ArcMix, which has the margin on the first id alone.
-        """
+        """Cross-entropy with the margin on the right id; of a mixture, as the class says."""
         cosine = (logits / self.scale).clamp(-1 + 1e-6, 1 - 1e-6)  # acos has no slope at 1
         wider = torch.acos(cosine) + self.margin
         # Beyond pi the cosine would rise again; from there on the margin is a constant.
         beyond = logits / self.scale - self.margin * math.sin(self.margin)
         with_margin = self.scale * torch.where(wider < torch.pi, torch.cos(wider), beyond)
-        # (B, C, C): row c holds the logits if c is the right id
+        # (B, C, C): row c holds the logits if c is the id with the margin
         n_ids = logits.shape[1]
         is_own = torch.eye(n_ids, dtype=torch.bool, device=logits.device)
         candidates = torch.where(is_own, with_margin[:, :, None], logits[:, None, :])
-        own = F.log_softmax(candidates, dim=2).diagonal(dim1=1, dim2=2)
-        return -(target * own).sum(dim=1).mean()
+        log_p = F.log_softmax(candidates, dim=2)
+        if self.is_noisy:
+            is_heard = (target > 0).float()
+            with_margin_on = (target[:, None] * log_p).sum(dim=2)
+            return -((is_heard * with_margin_on).sum(dim=1) / is_heard.sum(dim=1)).mean()
+        return -(target * log_p.diagonal(dim1=1, dim2=2)).sum(dim=1).mean()
 
     def nll(self, logits: Tensor) -> Tensor:
         """`scale * (1 - cos(theta))`: a von Mises-Fisher density's around each id's direction."""
@@ -134,6 +146,7 @@ def build_head(
     padding: Size = (0, 0),
 ) -> PooledConv | CosineHead:
     """The last layer of a classifier; cosines take the place of the whole convolution."""
-    if config.head == "arcface":
-        return CosineHead(n_in, n_ids, config.arcface_scale, config.arcface_margin)
-    return PooledConv(n_in, n_ids, kernel, stride, padding)
+    if config.head == "linear":
+        return PooledConv(n_in, n_ids, kernel, stride, padding)
+    is_noisy = config.head == "noisy_arcmix"
+    return CosineHead(n_in, n_ids, config.arcface_scale, config.arcface_margin, is_noisy)

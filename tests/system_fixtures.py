@@ -23,6 +23,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "zrelu": _SMALL | {"network.activation": "zrelu", "network.channels": 6},  # passes a quarter
     "arcface": _SMALL | {"network.head": "arcface", "network.arcface_scale": 8.0},
     "magnitude, arcface": _SMALL | _MAGNITUDE | {"network.head": "arcface", "augment.mixing": True},
+    "noisy arcmix": _SMALL
+    | {"network.head": "noisy_arcmix", "network.arcface_scale": 8.0, "augment.mixing": True},
     "autoencoder": _LOGMEL | {"network.kind": "autoencoder"},
     "gmade": _LOGMEL | {"network.kind": "gmade"},
     "mahalanobis": _LOGMEL | {"network.kind": "mahalanobis"},

@@ -219,6 +219,7 @@ def test_swapped_ids_are_no_objective_of_a_system_that_knows_none(
         ({"frontend.kind": "complex"}, "frontend.kind must be .*'logmel' for network.kind"),
         ({"augment.mixing": True}, "augment.mixing must be false for network.kind"),
         ({"network.head": "arcface"}, "network.head must be 'linear' for network.kind"),
+        ({"network.head": "noisy_arcmix"}, "network.head must be 'linear' for network.kind"),
     ],
 )
 def test_what_classifies_nothing_has_no_settings_of_classifiers(

@@ -60,8 +60,11 @@ def test_the_settings_choose_the_head() -> None:
     config = NetworkConfig(head="arcface", arcface_scale=7.0, arcface_margin=0.25)
     head = build_head(config, 8, 4, kernel=(5, 1))
     assert isinstance(head, CosineHead)
-    assert (head.scale, head.margin) == (7.0, 0.25)
+    assert (head.scale, head.margin, head.is_noisy) == (7.0, 0.25, False)
     assert [p.shape for p in head.parameters()] == [(4, 8)]
+    noisy = build_head(NetworkConfig(head="noisy_arcmix", arcface_scale=7.0), 8, 4)
+    assert isinstance(noisy, CosineHead)
+    assert (noisy.scale, noisy.margin, noisy.is_noisy) == (7.0, 0.5, True)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -105,6 +108,49 @@ def test_a_mixture_has_the_weighted_losses_of_its_ids() -> None:
     alone = [head.loss(logits, torch.eye(3)[c : c + 1]) for c in range(3)]
     mixed = head.loss(logits, torch.tensor([[0.2, 0.0, 0.8]]))
     torch.testing.assert_close(mixed, 0.2 * alone[0] + 0.8 * alone[2])
+
+
+def _first_id_has_the_margin(angles: Tensor, first: int, second: int, share: float) -> Tensor:
+    """The loss of Choi and Choi's code: logits for the first label, then both cross-entropies."""
+    widened = angles.clone()
+    widened[first] += 0.3
+    log_p = torch.log_softmax(4 * torch.cos(widened), dim=0)
+    return -(share * log_p[first] + (1 - share) * log_p[second])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_noisy_arcmix_of_two_ids_is_the_papers_whichever_came_first(share: float) -> None:
+    head = CosineHead(5, 3, scale=4.0, margin=0.3, is_noisy=True)
+    angles = torch.tensor([0.4, 1.5, 2.0])
+    found = head.loss(4 * torch.cos(angles)[None], torch.tensor([[share, 0.0, 1 - share]]))
+    one_first = _first_id_has_the_margin(angles, 0, 2, share)
+    other_first = _first_id_has_the_margin(angles, 2, 0, 1 - share)
+    torch.testing.assert_close(found, (one_first + other_first) / 2)
+    arcmix = CosineHead(5, 3, scale=4.0, margin=0.3)
+    assert not torch.isclose(
+        arcmix.loss(4 * torch.cos(angles)[None], torch.tensor([[share, 0.0, 1 - share]])), found
+    )
+
+
+def test_noisy_arcmix_is_a_mean_over_crops_and_over_the_ids_in_each() -> None:
+    head = CosineHead(5, 3, scale=4.0, margin=0.3, is_noisy=True)
+    logits, target = 4 * torch.cos(_random(2, 3)), torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.4, 0.0]])
+    expected = []
+    for crop, weights in zip(logits, target, strict=True):
+        losses = []
+        for margined in weights.nonzero()[:, 0].tolist():
+            angle = torch.acos(crop / 4)
+            angle[margined] = angle[margined] + 0.3
+            losses.append(-(weights * torch.log_softmax(4 * torch.cos(angle), dim=0)).sum())
+        expected.append(torch.stack(losses).mean())
+    torch.testing.assert_close(head.loss(logits, target), torch.stack(expected).mean())
+
+
+def test_without_a_mixture_noisy_arcmix_is_arcface() -> None:
+    logits, target = 4 * torch.cos(_random(5, 3)), F.one_hot(torch.tensor([0, 1, 2, 1, 0])).float()
+    noisy = CosineHead(5, 3, scale=4.0, margin=0.3, is_noisy=True)
+    arcface = CosineHead(5, 3, scale=4.0, margin=0.3)
+    torch.testing.assert_close(noisy.loss(logits, target), arcface.loss(logits, target))
 
 
 def test_the_margin_has_a_gradient_even_at_an_angle_of_zero() -> None:

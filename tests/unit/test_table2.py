@@ -145,6 +145,8 @@ def test_cosine_heads_take_the_place_of_the_last_convolution() -> None:
     assert _cost(arcface)[0] == 859_306 - (8 * 4 + 4) + 8 * 4
     assert _cost(MAGNITUDE | arcface)[0] == 428_809 - (45 * 4 * 5 + 4) + 45 * 4
     assert _cost(MOBILENET | arcface)[0] == 2_228_420 - 4
+    noisy = {"network.head": "noisy_arcmix", "augment.mixing": True}
+    assert _cost(noisy) == _cost(arcface)
 
 
 def test_whitening_and_activations_change_the_count_by_their_own() -> None:
@@ -165,6 +167,10 @@ def test_whitening_and_activations_change_the_count_by_their_own() -> None:
         (
             MOBILENET | {"frontend.n_mels": 32, "frontend.n_frames": 32},
             "a crop of 32 x 32 .* too small for network.kind 'mobilenetv2': raise frontend.n_fr",
+        ),
+        (
+            {"network.head": "noisy_arcmix"},
+            "augment.mixing must be true for .*'noisy_arcmix'",
         ),
         (LOGMEL | {"frontend.n_frames": 16}, "a crop of 128 x 16 .* too small for network.depth 5"),
     ],
@@ -232,4 +238,6 @@ def test_the_space_of_the_paper_holds_every_row_once() -> None:
     assert len(grid) == len(set(grid)) == space.study.trials
     for row in table2.ROWS:
         assert [config for config in grid if row.describes(config)] == [row.config]
+    for row in table2.SYSTEMS:
+        assert sum(row.describes(config) for config in grid) == 1
     assert space.confirmation.top >= len(grid)  # so that every row has several seeds
