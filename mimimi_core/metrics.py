@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 MAX_FPR = 0.1  # of the partial AUC, as in DCASE Task 2 since 2020
 CONFIDENCE = 0.95
@@ -47,6 +47,11 @@ class AucReport:
     def without_auc(self) -> tuple[str, ...]:
         """Ids left out of the mean because they lack normals or anomalies."""
         return tuple(x.machine_id for x in self.per_id if x.auc is None)
+
+    @property
+    def aucs(self) -> dict[str, float]:
+        """AUC by machine id, of those that have one."""
+        return {x.machine_id: x.auc for x in self.per_id if x.auc is not None}
 
     @property
     def n_clips(self) -> int:
@@ -117,6 +122,22 @@ def auc_report(
         worst_auc=float(aucs.min()),
         per_id=tuple(per_id),
     )
+
+
+def youden_j(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """The most that recall exceeds the false alarm rate by, whatever the level; None without both.
+
+    The level that reaches it is chosen by the labels, so it is not returned: thresholds come from
+    normal clips alone (`scoring.fit_threshold`).
+
+    Args:
+        scores: float `(n,)` anomaly scores of one machine id.
+        labels: int `(n,)`, 0 normal, 1 anomaly.
+    """
+    if len(np.unique(labels)) < 2:
+        return None
+    false_alarm_rate, recall, _ = roc_curve(labels, scores)
+    return float((recall - false_alarm_rate).max())
 
 
 def _bootstrap(

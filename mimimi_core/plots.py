@@ -1,4 +1,4 @@
-"""Figures that judge one detector: ROC per id, score histograms, confusion of ids.
+"""Figures that judge one detector: ROC per id, score histograms, confusion of ids and of decisions.
 
 Pure functions from arrays to a matplotlib `Figure`: no pyplot, so no global state and no display.
 Readable in black and white: curves differ by dashes, histograms by fill, counts are written out.
@@ -13,8 +13,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from mimimi_core.analysis import Analysis, Decisions, analyse
+from mimimi_core.evaluation import Evaluation
+
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
-_COLUMNS = 4  # histograms side by side
+_COLUMNS = 4  # panels side by side
+
+
+def evaluation_figures(evaluation: Evaluation) -> dict[str, Figure]:
+    """All figures of the test of an evaluation, by name."""
+    found, labels, ids = evaluation.test_scores, evaluation.test_labels, evaluation.machine_ids
+    analysis = analyse(evaluation)
+    levels = {name: t.value if t else None for name, t in evaluation.thresholds.items()}
+    figures = {
+        "roc": roc_figure(found.scores, labels, found.id_index, ids),
+        "scores": score_histograms(found.scores, labels, found.id_index, ids, levels),
+        "decisions": decision_confusion(analysis),
+    }
+    if analysis.id_confusion is not None:
+        figures["ids"] = id_confusion(analysis.id_confusion, ids)
+    return figures
 
 
 def roc_figure(
@@ -90,41 +108,63 @@ def score_histograms(
     return figure
 
 
-def id_confusion(logits: np.ndarray, id_index: np.ndarray, machine_ids: Sequence[str]) -> Figure:
+def id_confusion(counts: np.ndarray, machine_ids: Sequence[str]) -> Figure:
     """Which id the network takes each normal clip for; an id it confuses cannot be judged well.
 
     Args:
-        logits: `(n, K)` mean total logits of normal clips.
-        id_index: `(n,)` true ids, into `machine_ids`.
+        counts: int `(K, K)` of clips, a row per true id and a column per id by the network.
         machine_ids: `K` names.
     """
     n_ids = len(machine_ids)
-    counts = np.zeros((n_ids, n_ids), dtype=np.int64)
-    np.add.at(counts, (id_index, logits.argmax(axis=1)), 1)
-    totals = counts.sum(axis=1)
-    shares = counts / np.maximum(totals, 1)[:, None]
     side = 2.0 + 0.75 * n_ids
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        is_dark = shares[row, column] > 0.5
-        axes.text(
-            column, row, str(count), ha="center", va="center", color="white" if is_dark else "black"
-        )
+    _matrix(axes, counts)
     names = [
         name if total else f"{name}\n(no clips)"
-        for name, total in zip(machine_ids, totals, strict=True)
+        for name, total in zip(machine_ids, counts.sum(axis=1), strict=True)
     ]
     axes.set_xticks(range(n_ids), machine_ids, rotation=45 if n_ids > 6 else 0)
     axes.set_yticks(range(n_ids), names)
-    accuracy = np.trace(counts) / counts.sum() if counts.sum() else float("nan")
-    axes.set(
-        xlabel="id by the network",
-        ylabel="true id",
-        title=f"{counts.sum()} normal clips, {accuracy:.0%} right",
-    )
+    n_right, n_clips = int(counts.trace()), int(counts.sum())
+    right = f", {n_right / n_clips:.0%} right" if n_clips else ""
+    axes.set(xlabel="id by the network", ylabel="true id", title=f"{n_clips} normal clips{right}")
     return figure
+
+
+def decision_confusion(analysis: Analysis) -> Figure:
+    """Normal and anomalous clips by what they were called, of all ids and of each."""
+    panels: dict[str, Decisions | None] = {"all": analysis.overall}
+    panels |= {x.auc.machine_id: x.decisions for x in analysis.per_id}
+    columns = min(_COLUMNS + 1, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.1 * columns + 0.6, 2.5 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for n, axes in enumerate(grid.ravel()):
+        if n >= len(panels):
+            axes.set_axis_off()
+            continue
+        name, decisions = list(panels.items())[n]
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks([0, 1], ["normal", "anomaly"])
+        axes.set_yticks([0, 1], ["normal", "anomaly"] if n % columns == 0 else ["", ""])
+        if decisions is not None:
+            _matrix(axes, decisions.matrix)
+        else:
+            axes.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), aspect="equal")
+            axes.text(0.5, 0.5, "no threshold", ha="center", va="center")
+    figure.supxlabel("called", fontsize=10)
+    figure.supylabel("is", fontsize=10)
+    return figure
+
+
+def _matrix(axes: Axes, counts: np.ndarray) -> None:
+    """Counts written into squares that are as dark as their share of the row."""
+    shares = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
+    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=color)
 
 
 def _histogram(axes: Axes, scores: np.ndarray, labels: np.ndarray, threshold: float | None) -> None:

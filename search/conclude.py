@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,10 @@ import ray
 import torch
 
 from mimimi_core import plots
+from mimimi_core.analysis import analyse
 from mimimi_core.detector import Detector
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
+from mimimi_core.id_table import write_csv
 from mimimi_core.metrics import AucReport
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
@@ -88,7 +91,7 @@ def conclude(
     )
     _tell(study, winner, evaluation)
 
-    _log_figures(tracker, study.machine_type, pack, evaluation)
+    _log_figures(tracker, study.machine_type, evaluation)
     version, decision = None, Decision(promoted=False, reason="--promote never")
     if mode == "auto":
         version = _register(study, pack, winner, evaluation, model_folder, tracker, registry, tags)
@@ -189,14 +192,9 @@ def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
     logger.info("%s", "\n  ".join(lines))
 
 
-def _log_figures(tracker: Tracker, machine_type: str, pack: Pack, evaluation: Evaluation) -> None:
-    found, ids = evaluation.test_scores, pack.machine_ids
-    labels = pack.labels[found.clips]
-    levels = {name: t.value if t else None for name, t in evaluation.thresholds.items()}
-    is_normal = labels == 0
-    figures = {
-        "roc": plots.roc_figure(found.scores, labels, found.id_index, ids),
-        "scores": plots.score_histograms(found.scores, labels, found.id_index, ids, levels),
-        "ids": plots.id_confusion(-found.nll[is_normal], found.id_index[is_normal], ids),
-    }
-    tracker.log_figures(tracker.parent_run(machine_type), figures)
+def _log_figures(tracker: Tracker, machine_type: str, evaluation: Evaluation) -> None:
+    run_id = tracker.parent_run(machine_type)
+    tracker.log_figures(run_id, plots.evaluation_figures(evaluation))
+    with tempfile.TemporaryDirectory() as folder:
+        write_csv(analyse(evaluation), Path(folder) / "per_id.csv")
+        tracker.log_files(run_id, Path(folder))

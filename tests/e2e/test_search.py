@@ -68,7 +68,7 @@ def test_summary(finished: tuple[dict[str, Any], str], out: Path) -> None:
 
 
 def test_mlflow_shows_parents_children_and_figures(
-    finished: tuple[dict[str, Any], str], out: Path
+    finished: tuple[dict[str, Any], str], out: Path, tmp_path: Path
 ) -> None:
     summary, _ = finished
     client = MlflowClient(summary["tracking_uri"])
@@ -89,7 +89,13 @@ def test_mlflow_shows_parents_children_and_figures(
         outcome = summary["machine_types"][parent.info.run_name]
         assert parent.data.metrics["test_auc"] == outcome["test_auc"]
         pictures = [artifact.path for artifact in client.list_artifacts(run_id, "figures")]
-        assert sorted(pictures) == [f"figures/{name}.png" for name in ("ids", "roc", "scores")]
+        names = ("decisions", "ids", "roc", "scores")
+        assert sorted(pictures) == [f"figures/{name}.png" for name in names]
+        table = client.download_artifacts(run_id, "per_id.csv", str(tmp_path))
+        rows = {
+            row["machine_id"]: row for row in csv.DictReader(Path(table).read_text().splitlines())
+        }
+        assert float(rows["mean"]["auc"]) == outcome["test_auc"]
 
 
 def test_champion_carries_its_provenance(finished: tuple[dict[str, Any], str]) -> None:

@@ -4,10 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from mimimi_core.plots import id_confusion, roc_figure, score_histograms
+from mimimi_core.analysis import Analysis, Decisions, IdAnalysis, analyse
+from mimimi_core.evaluation import evaluate
+from mimimi_core.metrics import AucReport, IdAuc
+from mimimi_core.plots import (
+    decision_confusion,
+    evaluation_figures,
+    id_confusion,
+    roc_figure,
+    score_histograms,
+)
+from mimimi_core.training import Training
+from tests.model_fixtures import CPU, tiny_config, tone_pack
+from tests.system_fixtures import small_config
 
 IDS = ("id_00", "id_02", "id_04", "id_06")
 
@@ -30,6 +43,10 @@ def texts(figure: Figure) -> str:
     titles = [axes.get_title() for axes in figure.axes]
     ticks = [t.get_text() for axes in figure.axes for t in axes.get_yticklabels()]
     return "\n".join(entries + drawn + titles + ticks)
+
+
+def cells(axes: Axes) -> list[int]:
+    return [int(text.get_text()) for text in axes.texts]
 
 
 def saved(figure: Figure, tmp_path: Path) -> None:
@@ -64,16 +81,69 @@ def test_histograms_have_a_panel_per_id_with_every_clip_and_the_threshold(clips,
 
 
 def test_confusion_counts_clips_and_marks_an_id_without_any(tmp_path) -> None:
-    logits = np.eye(4)[[0, 0, 1, 3, 3]]
-    figure = id_confusion(logits, np.array([0, 1, 1, 3, 3]), IDS)
-    cells = np.array([int(text.get_text()) for text in figure.axes[0].texts]).reshape(4, 4)
-    expected = np.zeros((4, 4), int)
-    expected[0, 0] = expected[1, 0] = expected[1, 1] = 1
-    expected[3, 3] = 2
-    np.testing.assert_array_equal(cells, expected)
+    counts = np.zeros((4, 4), int)
+    counts[0, 0] = counts[1, 0] = counts[1, 1] = 1
+    counts[3, 3] = 2
+    figure = id_confusion(counts, IDS)
+    np.testing.assert_array_equal(cells(figure.axes[0]), counts.ravel())
     assert "5 normal clips, 80% right" in texts(figure)
     assert "id_04\n(no clips)" in texts(figure)
     saved(figure, tmp_path)
+
+
+def analysis_of(decisions: dict[str, Decisions | None], overall: Decisions | None) -> Analysis:
+    """An analysis of which nothing but the decisions matters."""
+    none = {"auc": None, "pauc": None, "ci": None}
+    per_id = tuple(
+        IdAnalysis(
+            auc=IdAuc(machine_id=name, n_normal=0, n_anomaly=0, **none),
+            threshold=None,
+            decisions=found,
+            val_youden_j=None,
+        )
+        for name, found in decisions.items()
+    )
+    report = AucReport(**none, worst_auc=None, per_id=tuple(x.auc for x in per_id))
+    return Analysis(report=report, per_id=per_id, overall=overall, id_confusion=None)
+
+
+def test_decisions_are_shown_of_all_clips_and_of_each_id(tmp_path) -> None:
+    one = Decisions(true_positives=4, false_positives=3, true_negatives=2, false_negatives=1)
+    every = Decisions(true_positives=8, false_positives=6, true_negatives=4, false_negatives=2)
+    figure = decision_confusion(analysis_of({"id_00": one, "id_02": None, "id_04": one}, every))
+    assert [axes.get_title() for axes in figure.axes] == ["all", "id_00", "id_02", "id_04"]
+    assert cells(figure.axes[0]) == [4, 6, 2, 8]  # normal above, calm left
+    assert cells(figure.axes[1]) == cells(figure.axes[3]) == [2, 3, 1, 4]
+    assert [text.get_text() for text in figure.axes[2].texts] == ["no threshold"]
+    saved(figure, tmp_path)
+
+
+def test_decisions_of_many_ids_fit(tmp_path) -> None:
+    one = Decisions(true_positives=4, false_positives=0, true_negatives=2, false_negatives=0)
+    ids = [f"id_{2 * i:02d}" for i in range(7)]
+    figure = decision_confusion(analysis_of(dict.fromkeys(ids, one), one))
+    assert len(figure.axes) == 10  # two rows of five, the last two empty
+    assert sum(bool(axes.texts) for axes in figure.axes) == 8
+    saved(figure, tmp_path)
+
+
+def test_an_evaluation_has_four_figures(tmp_path) -> None:
+    training = Training(tiny_config(), tone_pack(n_other=5), CPU)
+    training.run_epoch()
+    evaluation = evaluate(training)
+    figures = evaluation_figures(evaluation)
+    assert sorted(figures) == ["decisions", "ids", "roc", "scores"]
+    analysis = analyse(evaluation)
+    assert analysis.overall is not None
+    assert analysis.id_confusion is not None
+    assert cells(figures["decisions"].axes[0]) == analysis.overall.matrix.ravel().tolist()
+    assert cells(figures["ids"].axes[0]) == analysis.id_confusion.ravel().tolist()
+    assert "id_02: 5 normal, 5 anomalous" in texts(figures["scores"])
+
+
+def test_a_system_that_names_no_ids_has_no_figure_of_them() -> None:
+    training = Training(small_config("autoencoder"), tone_pack(n_other=5), CPU)
+    assert sorted(evaluation_figures(evaluate(training))) == ["decisions", "roc", "scores"]
 
 
 def test_figures_of_no_clips_are_drawn(tmp_path) -> None:
@@ -81,7 +151,7 @@ def test_figures_of_no_clips_are_drawn(tmp_path) -> None:
     for figure in (
         roc_figure(none, no_ids, no_ids, IDS),
         score_histograms(none, no_ids, no_ids, IDS, {}),
-        id_confusion(np.zeros((0, 4)), no_ids, IDS),
+        id_confusion(np.zeros((4, 4), int), IDS),
     ):
         saved(figure, tmp_path)
 

@@ -1,0 +1,139 @@
+"""An analysis as a table per machine id: lines for people, CSV for programs."""
+
+import csv
+from pathlib import Path
+
+from mimimi_core.analysis import Analysis, Decisions
+from mimimi_core.metrics import AucReport, IdAuc
+
+_HEADER = (
+    "machine id", "normal + anomalous", "AUC [95 % interval]", "pAUC", "threshold (clips)",
+    "precision", "recall", "F1", "false alarms",
+)  # fmt: skip
+_COUNTS = ("true_positives", "false_positives", "true_negatives", "false_negatives")
+_SHARES = ("precision", "recall", "f1", "false_alarm_rate")
+_COLUMNS = (
+    "machine_id", "n_normal", "n_anomaly", "auc", "auc_low", "auc_high", "pauc",
+    "threshold", "threshold_n_normals", *_COUNTS, *_SHARES, "val_youden_j",
+)  # fmt: skip
+_NONE = "-"
+
+
+def table(analysis: Analysis) -> list[str]:
+    """A row per machine id, the mean over ids, the decisions on all clips, and what they mean."""
+    rows: list[tuple[str, ...]] = [_HEADER]
+    for x in analysis.per_id:
+        level = f"{x.threshold.value:.4g} ({x.threshold.n_normals})" if x.threshold else _NONE
+        clips = f"{x.auc.n_normal} + {x.auc.n_anomaly}"
+        rows.append((x.auc.machine_id, clips, *_ranking(x.auc), level, *_rates(x.decisions)))
+    rows.append(("mean", "", *_ranking(analysis.report), "", "", "", "", ""))
+    every = analysis.overall
+    clips = f"{every.n_normal} + {every.n_anomaly}" if every else _NONE
+    rows.append(("all", clips, "", "", "", *_rates(every)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    lines.insert(-2, lines[1])
+    return [*lines, "", *_over_ids(analysis), *_missing(analysis), *_legend(analysis)]
+
+
+def write_csv(analysis: Analysis, path: Path) -> None:
+    """The same rows with the counts behind them; a cell is empty where there is no figure."""
+    rows: list[dict[str, object]] = []
+    for x in analysis.per_id:
+        row = _cells(x.auc, x.decisions) | {"val_youden_j": x.val_youden_j}
+        row |= {name: getattr(x.auc, name) for name in ("machine_id", "n_normal", "n_anomaly")}
+        if x.threshold:
+            row |= {"threshold": x.threshold.value, "threshold_n_normals": x.threshold.n_normals}
+        rows.append(row)
+    rows.append({"machine_id": "mean"} | _cells(analysis.report, None))
+    rows.append({"machine_id": "all"} | _cells(None, analysis.overall))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def _cells(auc: AucReport | IdAuc | None, decisions: Decisions | None) -> dict[str, object]:
+    """The columns that can be filled."""
+    cells: dict[str, object] = {}
+    if auc and auc.ci:
+        cells |= {"auc": auc.auc, "auc_low": auc.ci[0], "auc_high": auc.ci[1], "pauc": auc.pauc}
+    if decisions:
+        names = ("n_normal", "n_anomaly", *_COUNTS, *_SHARES)
+        cells |= {name: getattr(decisions, name) for name in names}
+    return cells
+
+
+def _ranking(x: AucReport | IdAuc) -> tuple[str, str]:
+    """AUC, never without its interval, and pAUC."""
+    if x.auc is None or x.ci is None or x.pauc is None:
+        return _NONE, _NONE
+    return f"{x.auc:.3f} [{x.ci[0]:.3f}, {x.ci[1]:.3f}]", f"{x.pauc:.3f}"
+
+
+def _rates(x: Decisions | None) -> list[str]:
+    if x is None:
+        return [_NONE] * 4
+    shares = (x.precision, x.recall, x.f1)
+    alarms = _NONE
+    if x.false_alarm_rate is not None:
+        alarms = f"{x.false_positives} of {x.n_normal} ({x.false_alarm_rate:.0%})"
+    return [*(_NONE if share is None else f"{share:.2f}" for share in shares), alarms]
+
+
+def _over_ids(analysis: Analysis) -> list[str]:
+    """How far the ids lie apart, and how well they are told apart."""
+    lines = []
+    aucs = analysis.report.aucs
+    if aucs:
+        best, worst = max(aucs, key=aucs.__getitem__), min(aucs, key=aucs.__getitem__)
+        lines.append(
+            f"AUC over ids: best {aucs[best]:.3f} ({best}), mean {analysis.report.auc:.3f}, "
+            f"worst {aucs[worst]:.3f} ({worst}), range {aucs[best] - aucs[worst]:.3f}"
+        )
+    counts = analysis.id_confusion
+    if counts is not None and counts.sum():
+        lines.append(f"normal clips whose id is named right: {counts.trace()} of {counts.sum()}")
+    return lines
+
+
+def _missing(analysis: Analysis) -> list[str]:
+    """Why some cells are empty."""
+    lines = []
+    for x in analysis.per_id:
+        counts = {"normal": x.auc.n_normal, "anomalous": x.auc.n_anomaly}
+        absent = " and no ".join(kind for kind, n in counts.items() if not n)
+        if absent:
+            lines.append(
+                f"{x.auc.machine_id}: no AUC, left out of the mean: no {absent} clip is in the test"
+            )
+        if x.threshold is None:
+            lines.append(
+                f"{x.auc.machine_id}: no threshold, left out of all decisions: too few normal "
+                "clips were held out of the training"
+            )
+    return lines
+
+
+def _legend(analysis: Analysis) -> list[str]:
+    lines = [
+        "AUC: how surely an anomalous clip scores above a normal one (0.5 is chance); pAUC: the "
+        "same at few false alarms",
+    ]
+    rates = {x.threshold.false_alarm_rate for x in analysis.per_id if x.threshold}
+    if rates:
+        expected = " or ".join(f"{rate:.0%}" for rate in sorted(rates))
+        lines += [
+            f"threshold: {expected} of normal clips are expected above it, by the held-out normal "
+            "clips in brackets",
+            "precision: share of the alarms that were right; recall: share of the anomalous clips "
+            "that raised one; F1: of both",
+        ]
+    return lines
