@@ -47,7 +47,13 @@ class _Model(BaseModel):
 
 
 class _Parameter(_Model):
-    when: dict[str, Scalar] = {}  # earlier parameters and the values that make this one active
+    # Earlier parameters and the value, or several, that make this one active.
+    when: dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]] = {}
+
+    @property
+    def conditions(self) -> dict[str, tuple[Scalar, ...]]:
+        """Earlier parameters, each with all values that make this one active."""
+        return {k: tuple(v) if isinstance(v, list) else (v,) for k, v in self.when.items()}
 
 
 class FloatParameter(_Parameter):
@@ -150,6 +156,13 @@ class ConfirmationConfig(_Model):
 
     top: int = Field(default=3, ge=0)  # finalists; 0 takes the best trial as it is
     seeds: int = Field(default=2, ge=1)  # trainings of each
+    test: Literal["winner", "all"] = "winner"  # who meets the test clips, once the winner is chosen
+
+    @model_validator(mode="after")
+    def _check(self) -> "ConfirmationConfig":
+        if self.test == "all" and not self.top:
+            raise ValueError("test: all tests the finalists, so top must be >= 1, got 0")
+        return self
 
 
 class PromotionConfig(_Model):
@@ -222,8 +235,9 @@ class SpaceFile(_Model):
         seen: dict[str, Parameter] = {}
         for name, parameter in self.parameters.items():
             _check_name(name)
-            for needed, value in parameter.when.items():
-                _check_condition(name, needed, value, seen)
+            for needed, values in parameter.conditions.items():
+                for value in values:
+                    _check_condition(name, needed, value, seen)
             for value in boundary_values(parameter):
                 _check_value(name, value)
             seen[name] = parameter

@@ -92,15 +92,16 @@ def find_winner(study: TypeStudy, space: SpaceFile, folder: Path) -> Winner | No
     The network that goes on is that of the first fresh seed: choosing among seeds would be
     selection again. A finalist that fails with a fresh seed is no winner.
     """
-    values = {}
-    for number in finalists(study.trials(), space.confirmation.top):
-        notes = [study.noted(_key(number, i)) for i in range(space.confirmation.seeds)]
-        if all(note and "objective" in note for note in notes):
-            values[number] = [note["objective"] for note in notes]
-    if values:
+    trained = confirmed(study, space, folder)
+    if trained:
+        values = {
+            number: [study.noted(_key(number, i))["objective"] for i in range(len(checkpoints))]
+            for number, checkpoints in trained.items()
+        }
         number = choose(values)
-        checkpoint = _folder(folder, study.machine_type, number, 0) / CHECKPOINT
-        return Winner(number=number, checkpoint=checkpoint, objectives=tuple(values[number]))
+        return Winner(
+            number=number, checkpoint=trained[number][0], objectives=tuple(values[number])
+        )
     best = study.best()
     if best is None or best.value is None:
         return None
@@ -108,6 +109,19 @@ def find_winner(study: TypeStudy, space: SpaceFile, folder: Path) -> Winner | No
         logger.warning("%s: no finalist is confirmed, the best trial stands", study.machine_type)
     checkpoint = checkpoint_folder(folder, study.machine_type, best.number) / CHECKPOINT
     return Winner(number=best.number, checkpoint=checkpoint, objectives=(best.value,))
+
+
+def confirmed(study: TypeStudy, space: SpaceFile, folder: Path) -> dict[int, list[Path]]:
+    """Finalists whose fresh seeds all got to their end, with the checkpoint of each seed."""
+    found = {}
+    for number in finalists(study.trials(), space.confirmation.top):
+        notes = [study.noted(_key(number, i)) for i in range(space.confirmation.seeds)]
+        if all(note and "objective" in note for note in notes):
+            found[number] = [
+                _folder(folder, study.machine_type, number, i) / CHECKPOINT
+                for i in range(space.confirmation.seeds)
+            ]
+    return found
 
 
 def finalists(trials: Sequence[FrozenTrial], k: int) -> list[int]:

@@ -2,7 +2,9 @@
 
     python -m search.report --study NAME
 
-Writes `report.html`, `report.md` and `trials.csv` into OUT/NAME/report. Exit 0 done, 2 bad input.
+Writes `report.html`, `report.md` and `trials.csv` into OUT/NAME/report; where all finalists met the
+test (`confirmation.test: all`) also `systems.md`, `.csv` and `.png`, their table beside published
+ones, which is printed as well. Exit 0 done, 2 bad input.
 """
 
 import argparse
@@ -15,10 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from search.report_facts import ReportError, TypeFacts, read_facts
 from search.report_page import TypeReport, render_html, render_markdown
 from search.report_sections import build_sections
 from search.report_summary import key_facts
+from search.report_table import build_table, csv_text, picture, table_sections
 
 # What benchmarks found of an objective that needs no anomaly, as the report says it.
 LABEL_FREE_EVIDENCE: dict[str, str] = {
@@ -59,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    table = folder / "systems.md"
+    if table.exists():
+        print(table.read_text(encoding="utf-8"))
     print(folder / "report.html")
     return 0
 
@@ -70,7 +78,8 @@ def write_report(folder: Path) -> Path:
         folder: Of the study, `<out>/<study>`; nothing in it is locked or changed.
 
     Returns:
-        Its folder `report`, with `report.html`, `report.md` and `trials.csv`.
+        Its folder `report`, with `report.html`, `report.md` and `trials.csv`, and the files of the
+        systems' table where there is one.
 
     Raises:
         ReportError: The folder holds no journal, or the journal no study.
@@ -88,8 +97,16 @@ def write_report(folder: Path) -> Path:
     target = folder / "report"
     target.mkdir(exist_ok=True)
     _write(target / "trials.csv", _trials_csv(types))
-    _write(target / "report.md", render_markdown(folder.name, written, reports))
-    _write(target / "report.html", render_html(folder.name, written, reports))
+    table, overview = build_table(types), []
+    if table is not None:
+        image = _png(picture(table))
+        overview = table_sections(table, image)
+        title = f"{folder.name}: systems side by side"
+        _write(target / "systems.md", render_markdown(title, written, (), overview))
+        _write(target / "systems.csv", csv_text(table))
+        _write(target / "systems.png", image)
+    _write(target / "report.md", render_markdown(folder.name, written, reports, overview))
+    _write(target / "report.html", render_html(folder.name, written, reports, overview))
     return target
 
 
@@ -120,10 +137,16 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(sep=" ", timespec="seconds")
 
 
-def _write(path: Path, text: str) -> None:
+def _png(figure: Figure) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    return image.getvalue()
+
+
+def _write(path: Path, content: str | bytes) -> None:
     """Replace the file in one step; another process may write the same report."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
 
 

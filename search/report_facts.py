@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from search.rank_correlation import RankCorrelation, spearman
-from search.studies import EPOCH, JOURNAL
+from search.studies import EPOCH, FINALISTS, JOURNAL
 
 STATES = ("complete", "pruned", "infeasible", "failed", "running", "waiting")
 LABEL_FREE = ("id_swap_auc", "normal_log_likelihood")  # figures that need no labelled anomaly
@@ -89,6 +89,7 @@ class TypeFacts:
     trials: tuple[TrialFacts, ...]
     finalists: tuple[SeedFacts, ...]
     outcome: Mapping[str, Any]  # as `search.conclude` notes it; empty before that
+    systems: Sequence[Mapping[str, Any]] = ()  # as `search.finalists` notes them
 
     def of_state(self, *states: str) -> list[TrialFacts]:
         """Trials by number."""
@@ -226,6 +227,7 @@ def _facts_of(study: optuna.Study) -> TypeFacts:
         trials=tuple(_trial(trial) for trial in study.get_trials(deepcopy=False)),
         finalists=_finalists(notes),
         outcome=notes.get("outcome", {}),
+        systems=notes.get(FINALISTS, {}).get("systems", ()),
     )
 
 

@@ -1,5 +1,6 @@
 """A report as one page that opens without a network, and as Markdown; both hold the same facts."""
 
+import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ h3 { margin: 0 0 4px; font-size: 16px; }
   min-width: 0; }
 .wide { grid-column: 1 / -1; }
 .card p { margin: 0 0 6px; color: #555; font-size: 13.5px; }
+.card img { max-width: 100%; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; margin: 6px 0; }
 th, td { text-align: left; padding: 3px 16px 3px 0; border-bottom: 1px solid #e8ebf0;
@@ -55,19 +57,25 @@ class TypeReport:
     sections: Sequence[Section]
 
 
-def render_html(study: str, written: str, reports: Sequence[TypeReport]) -> str:
+def render_html(
+    study: str, written: str, reports: Sequence[TypeReport], overview: Sequence[Section] = ()
+) -> str:
     """One page with everything in it, plotly's script included.
 
     Args:
         study: Its name.
         written: When, for people.
         reports: One per machine type.
+        overview: What is said of all machine types together, before them.
     """
     links = "".join(
         f'<a href="#{_anchor(index)}">{html.escape(report.machine_type)}</a>'
         for index, report in enumerate(reports)
     )
     body = "\n".join(_type_html(index, report) for index, report in enumerate(reports))
+    if overview:
+        cards = "\n".join(_card(f"overview-{i}", section) for i, section in enumerate(overview))
+        body = f'<h2>All machine types</h2>\n<div class="grid">{cards}</div>\n{body}'
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -92,19 +100,29 @@ def render_html(study: str, written: str, reports: Sequence[TypeReport]) -> str:
 """
 
 
-def render_markdown(study: str, written: str, reports: Sequence[TypeReport]) -> str:
+def render_markdown(
+    study: str, written: str, reports: Sequence[TypeReport], overview: Sequence[Section] = ()
+) -> str:
     """The text and the tables of all machine types; what a figure shows is in its table."""
     lines = [f"# {study}", "", f"A search as its journal told it on {written}.", ""]
+    if overview:
+        lines += ["## All machine types", "", *_markdown_sections(overview)]
     for report in reports:
         lines += [f"## {report.machine_type}", ""]
         lines += [*_markdown_table(("fact", "value"), report.key_facts), ""]
-        for section in report.sections:
-            lines += [f"### {section.title}", ""]
-            for text in section.text:
-                lines += [text, ""]
-            if section.rows:
-                lines += [*_markdown_table(section.header, section.rows), ""]
+        lines += _markdown_sections(report.sections)
     return "\n".join(lines)
+
+
+def _markdown_sections(sections: Sequence[Section]) -> list[str]:
+    lines = []
+    for section in sections:
+        lines += [f"### {section.title}", ""]
+        for text in section.text:
+            lines += [text, ""]
+        if section.rows:
+            lines += [*_markdown_table(section.header, section.rows), ""]
+    return lines
 
 
 def _legend() -> str:
@@ -148,6 +166,9 @@ def _card(name: str, section: Section) -> str:
                 config={"displaylogo": False, "responsive": True, "displayModeBar": False},
             )
         )
+    if section.image is not None:
+        data = base64.b64encode(section.image).decode()
+        parts.append(f'<img alt="{html.escape(section.title)}" src="data:image/png;base64,{data}">')
     if section.rows:
         table = f'<div class="scroll">{_html_table(section.header, section.rows)}</div>'
         is_shown = section.figure is None

@@ -29,6 +29,7 @@ class Section:
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     figure: go.Figure | None = None
+    image: bytes | None = None  # PNG
     is_wide: bool = False  # else two stand side by side
 
 

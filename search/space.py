@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -13,7 +14,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-from mimimi_core.config import TrialConfig
+from mimimi_core.config import ConflictError, TrialConfig
 from search.config import (
     STUDY_OWNED,
     BoolParameter,
@@ -70,8 +71,14 @@ class Space:
         return params
 
     def grid(self) -> Iterator[Params]:
-        """Every combination of active parameters, fixed ones included; the last varies fastest."""
-        yield from _combinations(list(self.parameters.items()), {})
+        """Every combination of active parameters whose settings fit together.
+
+        Fixed ones are included; the last parameter varies fastest.
+        """
+        for params in _combinations(list(self.parameters.items()), {}):
+            with suppress(ConflictError):
+                TrialConfig.from_params(params)
+                yield params
 
 
 DEFAULTS = {k: v for k, v in TrialConfig().to_params().items() if k not in STUDY_OWNED}
@@ -114,7 +121,7 @@ def _suggest(trial: optuna.Trial, name: str, values: BaseDistribution) -> Any:
 
 
 def _is_active(parameter: Parameter, params: Params) -> bool:
-    return all(params.get(needed) == value for needed, value in parameter.when.items())
+    return all(params.get(name) in values for name, values in parameter.conditions.items())
 
 
 def _holds(parameter: Parameter, value: Any) -> bool:
@@ -159,5 +166,8 @@ def describe(parameter: Parameter) -> str:
             text = "true or false"
         case FixedParameter():
             text = f"fixed {parameter.value}"
-    conditions = " and ".join(f"{name} is {value}" for name, value in parameter.when.items())
+    conditions = " and ".join(
+        f"{name} is {' or '.join(map(str, values))}"
+        for name, values in parameter.conditions.items()
+    )
     return f"{text}, when {conditions}" if conditions else text

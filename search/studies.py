@@ -26,6 +26,7 @@ from search.views import COST, View
 logger = logging.getLogger(__name__)
 
 JOURNAL = "optuna.journal"
+FINALISTS = "finalists"  # note of a study: what they all made of the test clips
 EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
 INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
 _MOST_DIFFERENCES = 3  # shown when a study is refused

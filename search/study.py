@@ -20,6 +20,7 @@ from search.config import SpaceFile
 from search.confirmation import confirm, find_winner
 from search.costs import cost_of, excesses
 from search.data import Manifest, pack_data
+from search.finalists import score_finalists
 from search.launch import cluster, run_trials, spent_hours, trial_resources
 from search.progress import Progress
 from search.registry import Registry, model_name
@@ -115,6 +116,9 @@ def run_study(
                 )
                 for machine_type, study in studies.items()
             }
+            if is_over and space_file.confirmation.test == "all":
+                for machine_type, study in studies.items():
+                    score_finalists(study, packs[machine_type], space_file, folder, resources)
         report = write_report(folder)
         for machine_type, outcome in outcomes.items():
             tracker.log_files(tracker.parent_run(machine_type), report)

@@ -1,0 +1,125 @@
+"""Tests every finalist of a study, where the systems themselves are compared and not only searched.
+
+The winner is chosen, and the choice is stored, before any finalist meets the test: see
+`confirmation.test` of a space file. What is noted in Optuna's storage becomes the report's table.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from mimimi_core import table2
+from mimimi_core.config import TrialConfig
+from mimimi_core.ensemble import fit_scale
+from mimimi_core.metrics import AucReport, auc_report
+from mimimi_core.pack import Pack, open_pack
+from mimimi_core.training import Training, held_out_normals
+from search.config import SpaceFile
+from search.confirmation import confirmed
+from search.space import all_params
+from search.studies import FINALISTS, TypeStudy
+
+logger = logging.getLogger(__name__)
+
+
+def score_finalists(
+    study: TypeStudy, pack: Pack, space: SpaceFile, folder: Path, resources: Mapping[str, float]
+) -> None:
+    """Score the test clips with the fresh seeds of every finalist, and with ensembles of them.
+
+    A finalist's figure is the mean over its fresh seeds: no training that the search saw is
+    among them, so none flatters itself. Repeating it for the same finalists does nothing.
+
+    Args:
+        study: Of the machine type; its winner is noted.
+        pack: Its clips.
+        space: How many finalists and seeds.
+        folder: Of the whole study.
+        resources: Of one training.
+    """
+    trained = confirmed(study, space, folder)
+    tested = {str(number): [str(path) for path in paths] for number, paths in trained.items()}
+    noted = study.noted(FINALISTS)
+    if not trained or (noted and noted["tested"] == tested):
+        return
+    task = ray.remote(_nll).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
+    threads, of_pack = max(1, int(resources["cpu"])), pack.path.absolute()
+    waiting = {
+        number: [task.remote(path, of_pack, threads) for path in paths]
+        for number, paths in trained.items()
+    }
+    logger.info("%s: %d finalists meet the test clips", study.machine_type, len(trained))
+    nll = {number: ray.get(refs) for number, refs in waiting.items()}  # of each seed, (n, C)
+    systems = [
+        {"number": number, "system": system_of(study, number), **_figures(seeds, pack)}
+        for number, seeds in nll.items()
+    ]
+    for name, of_names in table2.ENSEMBLES.items():
+        members = [s["number"] for of in of_names for s in systems if s["system"] == of]
+        if len(members) == len(of_names):
+            seeds = _combine([nll[number] for number in members], pack)
+            systems.append({"number": None, "system": name, **_figures(seeds, pack)})
+    study.note(FINALISTS, {"tested": tested, "systems": systems})
+
+
+def system_of(study: TypeStudy, number: int) -> str | None:
+    """Name of a trial's system in the paper's table; None if it is not of it."""
+    config = TrialConfig.from_params(all_params(study.trial(number)))
+    return next((row.name for row in table2.SYSTEMS if row.describes(config)), None)
+
+
+def _nll(state: Path, pack: Path, threads: int) -> np.ndarray:
+    """On a worker: scores of all clips of a pack under every id, `(n, C)`; zeros for train."""
+    torch.set_num_threads(threads)
+    training = Training.from_checkpoint(state, open_pack(pack))
+    clips = np.flatnonzero(training.pack.splits != "train")
+    nll = np.zeros((len(training.pack.splits), len(training.pack.machine_ids)))
+    nll[clips] = training.scores(clips).nll
+    return nll
+
+
+def _combine(members: Sequence[Sequence[np.ndarray]], pack: Pack) -> list[np.ndarray]:
+    """Mean of the members' z-scores, for as many seeds as all of them have."""
+    normals = held_out_normals(pack)
+    own, n_ids = pack.id_index[normals], len(pack.machine_ids)
+    together = []
+    for of_seed in zip(*members, strict=False):
+        scales = [fit_scale(nll[normals, own], own, n_ids) for nll in of_seed]
+        z = [scale.z(nll) for scale, nll in zip(scales, of_seed, strict=True)]
+        together.append(np.mean(z, axis=0))
+    return together
+
+
+def _figures(nll: Sequence[np.ndarray], pack: Pack) -> dict[str, Any]:
+    """What is noted of a system: `test`; `dev`, val and test, as in published tables."""
+    scores = np.stack([seed[np.arange(len(seed)), pack.id_index] for seed in nll])
+    return {
+        name: _summary(scores[:, clips], pack.labels[clips], pack.id_index[clips], pack.machine_ids)
+        for name, splits in (("test", ["test"]), ("dev", ["val", "test"]))
+        for clips in (np.flatnonzero(np.isin(pack.splits, splits)),)
+    }
+
+
+def _summary(
+    scores: np.ndarray, labels: np.ndarray, id_index: np.ndarray, machine_ids: Sequence[str]
+) -> dict[str, Any]:
+    """Figures of several seeds `(S, n)`: means, the interval over clips, and each seed's own."""
+
+    def report(of: np.ndarray, **options: int) -> AucReport:
+        return auc_report(of, labels, id_index, machine_ids, **options)
+
+    together = report(scores)
+    return {
+        "auc": together.auc,
+        "ci": together.ci,
+        "pauc": together.pauc,
+        "worst_auc": together.worst_auc,
+        "n_clips": together.n_clips,
+        "without_auc": list(together.without_auc),
+        "auc_of_seeds": [report(one, n_bootstrap=1).auc for one in scores],
+    }

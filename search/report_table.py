@@ -1,0 +1,289 @@
+"""The systems of a study side by side, and what others published: Markdown, CSV and a picture.
+
+There is such a table where all finalists met the test (`confirmation.test: all`).
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mimimi_core import table2
+from mimimi_core.metrics import Interval
+from mimimi_core.published import PUBLISHED
+from search.report_facts import TypeFacts
+from search.report_figures import shown
+from search.report_sections import Section
+
+_OURS, _GIVEN = "this study", "published"
+_COLUMNS = (
+    "system",
+    "source",
+    "clips",
+    "machine_type",
+    "auc",
+    "auc_low",
+    "auc_high",
+    "auc_seed_std",
+    "n_seeds",
+    "pauc",
+    "n_clips",
+)
+_COLORS = {_OURS: "#14325c", _GIVEN: "#c2410c"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one system reached on one machine type; AUCs in 0..1."""
+
+    auc: float | None
+    pauc: float | None = None
+    ci: Interval | None = None  # over clips
+    auc_of_seeds: tuple[float, ...] = ()
+    n_clips: int | None = None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds."""
+        return float(np.std(self.auc_of_seeds, ddof=1)) if len(self.auc_of_seeds) > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One system, by whom, on which clips: "test", "dev" (val and test), or the published set."""
+
+    system: str
+    source: str
+    clips: str
+    cells: Mapping[str, Cell]  # machine type -> cell; types without a figure are absent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All lines, and how the figures came about."""
+
+    machine_types: tuple[str, ...]
+    lines: tuple[Line, ...]
+    protocol: tuple[str, ...]
+
+    def of(self, clips: str, source: str) -> list[Line]:
+        """Lines of one kind, in order."""
+        return [line for line in self.lines if (line.clips, line.source) == (clips, source)]
+
+
+def build_table(types: Sequence[TypeFacts]) -> Table | None:
+    """The table of a study; None where the finalists did not meet the test."""
+    tested = [facts for facts in types if facts.systems]
+    if not tested:
+        return None
+    names = [facts.machine_type for facts in tested]
+    lines = [line for clips in ("test", "dev") for line in _ours(tested, clips)]
+    return Table(
+        machine_types=tuple(names),
+        lines=(*lines, *_published(names)),
+        protocol=tuple(_protocol(tested)),
+    )
+
+
+def _ours(types: Sequence[TypeFacts], clips: str) -> Iterator[Line]:
+    """A line per system, those of the paper's table first and in its order."""
+    found: dict[str, dict[str, Cell]] = {}
+    for facts in types:
+        for system in facts.systems:
+            name = system["system"] or _differing(facts, system["number"])
+            figures = system[clips]
+            found.setdefault(name, {})[facts.machine_type] = Cell(
+                auc=figures["auc"],
+                pauc=figures["pauc"],
+                ci=None if figures["ci"] is None else tuple(figures["ci"]),
+                auc_of_seeds=tuple(x for x in figures["auc_of_seeds"] if x is not None),
+                n_clips=figures["n_clips"],
+            )
+    known = [row.name for row in table2.SYSTEMS] + list(table2.ENSEMBLES)
+    order = {name: place for place, name in enumerate(known)}
+    for name in sorted(found, key=lambda name: (order.get(name, len(order)), name)):
+        yield Line(system=name, source=_OURS, clips=clips, cells=found[name])
+
+
+def _differing(facts: TypeFacts, number: int) -> str:
+    """A system without a name by the parameters that were searched."""
+    trial = facts.trial(number)
+    told = [f"{name}={shown(trial.params[name])}" for name in trial.distributions]
+    return ", ".join(told) or f"trial {number}"
+
+
+def _published(machine_types: Sequence[str]) -> Iterator[Line]:
+    paper = [(f"{row.name} (Kim et al.)", row.auc or (), ()) for row in table2.ROWS]
+    others = [(other.name, other.auc, other.pauc or ()) for other in PUBLISHED]
+    for name, auc, pauc in (*paper, *others):
+        cells = {
+            machine_type: Cell(auc=auc[i] / 100, pauc=pauc[i] / 100 if pauc else None)
+            for i, machine_type in enumerate(table2.MACHINE_TYPES)
+            if machine_type in machine_types
+        }
+        if cells:
+            yield Line(system=name, source=_GIVEN, clips="dev", cells=cells)
+
+
+def _protocol(types: Sequence[TypeFacts]) -> Iterator[str]:
+    yield (
+        "Figures are in %: the mean over machine ids, of the mean over seeds; in brackets the 95 % "
+        "interval over clips, after ± the standard deviation over seeds."
+    )
+    for facts in types:
+        system = facts.systems[0]
+        seeds = sorted({len(s["test"]["auc_of_seeds"]) for s in facts.systems})
+        left_out = system["dev"]["without_auc"]
+        yield (
+            f"{facts.machine_type}: {system['test']['n_clips']} test clips, "
+            f"{system['dev']['n_clips']} dev clips; {' or '.join(map(str, seeds))} seeds of each "
+            "system"
+            + (f"; without AUC and left out: {', '.join(left_out)}" if left_out else "")
+            + "."
+        )
+    yield (
+        "Clips: each labelled clip is in val or test by a hash of its content. Dev is both "
+        "together, which is what published tables use where the data are the DCASE 2020 Task 2 "
+        "development set; with other data, published figures are no comparison at all."
+    )
+    yield (
+        "Seeds: every system is trained afresh, to its last epoch or, with train.patience, to its "
+        "best by the objective; all seeds count, and none was seen when systems were chosen."
+    )
+    for facts in types:
+        tested = sum(system["number"] is not None for system in facts.systems)
+        complete = facts.counts["complete"]
+        yield f"Selection, {facts.machine_type}: " + (
+            "none, every complete trial is here."
+            if tested >= complete
+            else f"the best {tested} of {complete} complete trials by {facts.objective} on val, so "
+            "figures on dev flatter them; those on test do not."
+        )
+    yield (
+        "Crops: a clip's score is the mean over windows side by side, the last one at its end "
+        "(5 windows for 10 s in the paper's setting); the paper does not state its own."
+    )
+    yield (
+        "Ensembles: the mean of the members' scores, z-normalised per id by normal clips held out "
+        "of training, those of val among them."
+    )
+    for other in PUBLISHED:
+        yield f"{other.name}: {other.protocol} ({other.source})."
+
+
+def table_sections(table: Table, image: bytes) -> list[Section]:
+    """The protocol, then AUC and pAUC of the test clips and of all labelled clips.
+
+    Args:
+        table: What is shown.
+        image: Its picture.
+    """
+    sections = [Section(title="How the figures came about", text=table.protocol, is_wide=True)]
+    for title, lines in (
+        ("Systems on the test clips", table.of("test", _OURS)),
+        ("Systems on all labelled clips (dev)", table.of("dev", _OURS)),
+        ("Published, on all labelled clips of the DCASE 2020 set", table.of("dev", _GIVEN)),
+    ):
+        if lines:
+            header, rows = _rows(table.machine_types, lines)
+            sections.append(Section(title=title, header=header, rows=tuple(rows), is_wide=True))
+    sections.append(Section(title="Systems as a picture", image=image, is_wide=True))
+    return sections
+
+
+def _rows(
+    types: Sequence[str], lines: Sequence[Line]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows for people: AUC per type and their mean, then pAUC."""
+    header = ("system", *types, "mean", *(f"pAUC {name}" for name in types), "pAUC mean")
+    rows = []
+    for line in lines:
+        cells = [line.cells.get(name) for name in types]
+        paucs = [None if cell is None else cell.pauc for cell in cells]
+        rows.append(
+            (line.system, *map(_auc, cells), _mean_auc(cells), *map(_percent, paucs), _mean(paucs))
+        )
+    return header, rows
+
+
+def _auc(cell: Cell | None) -> str:
+    if cell is None or cell.auc is None:
+        return ""
+    text = _percent(cell.auc)
+    if cell.ci is not None:
+        text += f" [{_percent(cell.ci[0])}, {_percent(cell.ci[1])}]"
+    return text if cell.spread is None else f"{text} ±{_percent(cell.spread)}"
+
+
+def _mean_auc(cells: Sequence[Cell | None]) -> str:
+    """Mean over types; its interval follows from theirs, whose clips are not the same (MOVER)."""
+    found = [cell for cell in cells if cell is not None and cell.auc is not None]
+    if len(found) < len(cells):
+        return ""
+    aucs = np.array([cell.auc for cell in found], dtype=float)
+    text = _percent(float(aucs.mean()))
+    intervals = [cell.ci for cell in found if cell.ci is not None]
+    if len(intervals) < len(found):
+        return text
+    below, above = np.abs(np.array(intervals).T - aucs)
+    low = max(0.0, aucs.mean() - np.linalg.norm(below) / len(found))
+    high = min(1.0, aucs.mean() + np.linalg.norm(above) / len(found))
+    return f"{text} [{_percent(low)}, {_percent(high)}]"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _percent(float(np.mean(known))) if known and len(known) == len(values) else ""
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def csv_text(table: Table) -> str:
+    """A row per system, machine type and clips, AUCs in 0..1; empty is what is not known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for line in table.lines:
+        for machine_type, cell in line.cells.items():
+            low, high = cell.ci or (None, None)
+            row: list[Any] = [line.system, line.source, line.clips, machine_type, cell.auc]
+            row += [low, high, cell.spread, len(cell.auc_of_seeds) or None, cell.pauc, cell.n_clips]
+            writer.writerow(row)
+    return text.getvalue()
+
+
+def picture(table: Table) -> Figure:
+    """AUC on all labelled clips: a panel per machine type, a row per system."""
+    lines = table.of("dev", _OURS) + table.of("dev", _GIVEN)
+    types = table.machine_types
+    figure = Figure(figsize=(4.2 + 2.6 * len(types), 1.6 + 0.3 * len(lines)), layout="constrained")
+    panels = figure.subplots(1, len(types), sharey=True, squeeze=False)[0]
+    for axes, machine_type in zip(panels, types, strict=True):
+        for place, line in enumerate(lines):
+            cell, color = line.cells.get(machine_type), _COLORS[line.source]
+            if cell is None or cell.auc is None:
+                continue
+            if cell.ci is not None:
+                axes.plot(cell.ci, [place, place], color=color, linewidth=2, alpha=0.5)
+            seeds = cell.auc_of_seeds
+            axes.plot(seeds, [place] * len(seeds), "|", color=color, markersize=9)
+            filled = {} if line.source == _OURS else {"markerfacecolor": "white"}
+            axes.plot(cell.auc, place, "o" if filled == {} else "D", color=color, **filled)
+        axes.set(title=machine_type, xlabel="AUC")
+        axes.grid(axis="x", color="0.9")
+        axes.axvline(0.5, color="0.7", linestyle=":")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(lines)), [line.system for line in lines])
+    panels[0].invert_yaxis()
+    figure.suptitle(
+        "all labelled clips (dev).  ● this study: bar 95 % interval over clips, ticks seeds.  "
+        "◇ published, by other protocols",
+        fontsize=10,
+    )
+    return figure
