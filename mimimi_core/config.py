@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args, get_origin
 
 Size = tuple[int, int]
 FrontendKind = Literal["complex", "magnitude", "logmel"]
-NetworkKind = Literal["deep_encoder", "mobilenetv2", "autoencoder", "gmade", "mahalanobis"]
+NetworkKind = Literal[
+    "deep_encoder", "mobilenetv2", "autoencoder", "gmade", "mahalanobis", "nearest_neighbour"
+]
 Norm = Literal["split", "whitening"]
 Activation = Literal["prelu", "modrelu", "crelu", "zrelu"]
 Head = Literal["linear", "arcface", "noisy_arcmix"]
@@ -29,10 +31,12 @@ INPUTS: dict[NetworkKind, tuple[FrontendKind, ...]] = {
     "autoencoder": ("logmel",),
     "gmade": ("logmel",),
     "mahalanobis": ("magnitude", "logmel"),
+    "nearest_neighbour": ("magnitude", "logmel"),
 }
 CLASSIFIERS = ("deep_encoder", "mobilenetv2")
 ID_FREE = ("autoencoder", "gmade")  # one density for all ids, the same score under each
 CONTEXT = 5  # frames that those look at together
+OF_MEAN_SPECTRA = ("mahalanobis", "nearest_neighbour")
 
 
 class ConfigError(ValueError):
@@ -100,7 +104,7 @@ class NetworkConfig:
     The deep encoder computes as its input is: with complex numbers on the STFT, in two branches and
     three heads; with real ones on magnitudes and mel bands, in one. Attention, norm and activation
     are the complex one's alone. "mobilenetv2" is fixed as published and has no settings but the
-    head's. "autoencoder", "gmade" and "mahalanobis" classify nothing and have no settings.
+    head's. All others classify nothing and have no settings.
 
     The encoder has `depth` layers. The first two use the early kernel, the others the
     late one; all stride (2, 2) but the last, which strides (2, 1) with a kernel
@@ -196,7 +200,7 @@ class NetworkConfig:
             return min(n_bins, n_frames) >= 1 and max(n_bins, n_frames) > 2**5
         if self.kind in ID_FREE:
             return n_frames > CONTEXT  # over a single vector there is no variance
-        if self.kind == "mahalanobis":
+        if self.kind in OF_MEAN_SPECTRA:
             return True
         halved = self.padding == "half"
         for _, kernel, stride in self.layers:

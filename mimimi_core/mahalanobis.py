@@ -39,7 +39,7 @@ class Mahalanobis(System):
 
     def losses(self, features: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Take a batch into the sums; the loss, its mean distance after that, has no gradient."""
-        x, weights = self._mean_spectra(features), target.double()
+        x, weights = mean_spectra(features, self.is_magnitude), target.double()
         self.n_of_id += weights.sum(dim=0)
         self.sum_of_id += weights.T @ x
         self.products += x.T @ x
@@ -48,12 +48,7 @@ class Mahalanobis(System):
 
     def nll(self, features: Tensor) -> Tensor:
         """Half the squared distance of each crop `(B, 1, D, T)` from each id's mean."""
-        return self._half_distances(self._mean_spectra(features)).float()
-
-    def _mean_spectra(self, features: Tensor) -> Tensor:
-        """Mean over frames in dB, `(B, D)` float64."""
-        level = 20 * torch.log10(features[:, 0]) if self.is_magnitude else features[:, 0]
-        return level.double().mean(dim=2)
+        return self._half_distances(mean_spectra(features, self.is_magnitude)).float()
 
     def _half_distances(self, x: Tensor) -> Tensor:
         deviation = x[:, None] - self.means  # (B, C, D)
@@ -70,6 +65,12 @@ class Mahalanobis(System):
         covariance = shrink(within / n, n - is_heard.sum())
         floor = _LEAST_VARIANCE * torch.eye(len(covariance), dtype=n.dtype, device=n.device)
         self.precision.copy_(torch.linalg.inv(covariance + floor))
+
+
+def mean_spectra(features: Tensor, is_magnitude: bool) -> Tensor:
+    """Mean over frames in dB, `(B, D)` float64, of magnitudes or levels `(B, 1, D, T)`."""
+    level = 20 * torch.log10(features[:, 0]) if is_magnitude else features[:, 0]
+    return level.double().mean(dim=2)
 
 
 def shrink(covariance: Tensor, n: Tensor | float) -> Tensor:

@@ -26,6 +26,7 @@ from mimimi_core.config import (
 from mimimi_core.density import Autoencoder, GroupMade
 from mimimi_core.mahalanobis import Mahalanobis
 from mimimi_core.mobilenetv2 import MobileNetV2
+from mimimi_core.nearest_neighbour import NearestNeighbour
 from mimimi_core.systems import Classifier, Logits, System, build_head
 
 
@@ -158,6 +159,8 @@ def _build(config: NetworkConfig, n_ids: int, frontend: FrontendConfig) -> Syste
             return GroupMade(frontend.n_mels, n_ids)
         case "mahalanobis":
             return Mahalanobis(frontend, n_ids)
+        case "nearest_neighbour":
+            return NearestNeighbour(frontend, n_ids)
 
 
 class Cost(NamedTuple):

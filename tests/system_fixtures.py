@@ -29,6 +29,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "gmade": _LOGMEL | {"network.kind": "gmade"},
     "mahalanobis": _LOGMEL | {"network.kind": "mahalanobis"},
     "mahalanobis, magnitude": _MAGNITUDE | {"network.kind": "mahalanobis"},
+    "nearest neighbour": _LOGMEL | {"network.kind": "nearest_neighbour"},
+    "nearest neighbour, magnitude": _MAGNITUDE | {"network.kind": "nearest_neighbour"},
 }
 
 

@@ -212,7 +212,7 @@ def test_swapped_ids_are_no_objective_of_a_system_that_knows_none(
     assert not any("id_swap_auc" in m for m in metrics)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "mahalanobis"])
+@pytest.mark.parametrize("kind", [*KINDS, "mahalanobis", "nearest_neighbour"])
 @pytest.mark.parametrize(
     ("params", "message"),
     [

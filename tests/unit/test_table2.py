@@ -182,7 +182,9 @@ def test_settings_that_make_no_sense_together_are_refused(
         TrialConfig.from_params(params)
 
 
-@pytest.mark.parametrize("kind", ["deep_encoder", "mobilenetv2", "mahalanobis"])
+@pytest.mark.parametrize(
+    "kind", ["deep_encoder", "mobilenetv2", "mahalanobis", "nearest_neighbour"]
+)
 def test_one_machine_id_alone_is_refused(kind: Any) -> None:
     with pytest.raises(ConfigError, match="at least 2 machine ids"):
         build_network(NetworkConfig(kind=kind), 1, FrontendConfig(kind="logmel"))
@@ -224,7 +226,7 @@ def test_half_of_the_crops_mixed_is_not_giris_task() -> None:
 
 def test_the_table_lists_parameters_operations_and_published_figures() -> None:
     lines = table2.describe()
-    assert len(lines) == 2 + 6 + 3
+    assert len(lines) == 2 + 6 + 4
     assert {line.count("|") for line in lines} == {9}
     attention = next(line for line in lines if "with attention" in line)
     assert attention.split(" | ")[1:] == (
