@@ -108,15 +108,10 @@ def auc_report(
     if not found:
         return AucReport(auc=None, pauc=None, ci=None, worst_auc=None, per_id=tuple(per_id))
     aucs = np.array([x.auc for x in found])
-    low, high = np.array([_score_interval(x.auc or 0.0, x.n_normal, x.n_anomaly) for x in found]).T
-    mean = float(aucs.mean())
-    # Limits of a mean from the limits of its terms: MOVER (Zou and Donner 2008).
-    mover = (
-        max(0.0, mean - float(np.linalg.norm(aucs - low)) / len(found)),
-        min(1.0, mean + float(np.linalg.norm(high - aucs)) / len(found)),
-    )
+    limits = [_score_interval(x.auc or 0.0, x.n_normal, x.n_anomaly) for x in found]
+    mover = interval_of_mean(aucs, limits)
     return AucReport(
-        auc=mean,
+        auc=float(aucs.mean()),
         pauc=float(np.mean([x.pauc for x in found])),
         ci=_union(_percentiles(np.mean(resampled, axis=0)), mover),
         worst_auc=float(aucs.min()),
@@ -138,6 +133,23 @@ def youden_j(scores: np.ndarray, labels: np.ndarray) -> float | None:
         return None
     false_alarm_rate, recall, _ = roc_curve(labels, scores)
     return float((recall - false_alarm_rate).max())
+
+
+def interval_of_mean(aucs: np.ndarray, intervals: Sequence[Interval]) -> Interval:
+    """Limits of the mean of AUCs of different clips from the limits of each.
+
+    MOVER (Zou and Donner 2008), kept within 0..1.
+
+    Args:
+        aucs: float `(K,)`.
+        intervals: Of each.
+    """
+    low, high = np.array(intervals).T
+    mean, k = float(aucs.mean()), len(aucs)
+    return (
+        max(0.0, mean - float(np.linalg.norm(aucs - low)) / k),
+        min(1.0, mean + float(np.linalg.norm(high - aucs)) / k),
+    )
 
 
 def _bootstrap(

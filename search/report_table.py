@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mimimi_core import table2
-from mimimi_core.metrics import Interval
+from mimimi_core.metrics import Interval, interval_of_mean
 from mimimi_core.published import PUBLISHED
 from search.report_facts import TypeFacts
 from search.report_figures import shown
@@ -220,7 +220,7 @@ def _auc(cell: Cell | None) -> str:
 
 
 def _mean_auc(cells: Sequence[Cell | None]) -> str:
-    """Mean over types; its interval follows from theirs, whose clips are not the same (MOVER)."""
+    """Mean over types, with its interval where all have one."""
     found = [cell for cell in cells if cell is not None and cell.auc is not None]
     if len(found) < len(cells):
         return ""
@@ -229,9 +229,7 @@ def _mean_auc(cells: Sequence[Cell | None]) -> str:
     intervals = [cell.ci for cell in found if cell.ci is not None]
     if len(intervals) < len(found):
         return text
-    below, above = np.abs(np.array(intervals).T - aucs)
-    low = max(0.0, aucs.mean() - np.linalg.norm(below) / len(found))
-    high = min(1.0, aucs.mean() + np.linalg.norm(above) / len(found))
+    low, high = interval_of_mean(aucs, intervals)
     return f"{text} [{_percent(low)}, {_percent(high)}]"
 
 
