@@ -21,6 +21,7 @@ SAMPLE_RATE = 16000  # Hz
 N_SAMPLES = 4 * SAMPLE_RATE
 MACHINE_IDS = ("id_00", "id_02", "id_04", "id_06")
 SNR_DB = 6.0
+JITTER_RAD = 0.25  # of the drive fault: standard deviation of a line's phase step in 32 ms
 
 _TIME = np.arange(N_SAMPLES) / SAMPLE_RATE  # s
 _HZ = np.fft.rfftfreq(N_SAMPLES, 1 / SAMPLE_RATE)
@@ -37,18 +38,20 @@ class Machine:
     detune_hz: float = 0.0
 
 
-def fan(machine: Machine, rng: np.random.Generator, fault: str | None = None) -> Signal:
+def fan(
+    machine: Machine,
+    rng: np.random.Generator,
+    fault: str | None = None,
+    jitter_rad: float = JITTER_RAD,
+) -> Signal:
     """Shaft and blade harmonics with drift, turbulence, and the whine of an electronic drive.
-
-    The drive is locked to a crystal: eight steady lines, which differ between ids by a few Hz
-    inside one bin of a 1024-point transform.
 
     Faults:
         imbalance: The shaft's harmonics rise and the turbulence beats once a turn.
         blade: A bent blade modulates blade harmonics and turbulence once a turn.
-        drive: The phase of each drive line walks at random, 0.25 rad (standard deviation) per
-            32 ms. This widens a line by 0.3 Hz, far less than a bin: magnitudes hardly change,
-            only the continuity of phase breaks.
+        drive: The phase of each line of the whine walks at random, by `jitter_rad` (standard
+            deviation) per 32 ms. With 0.25 rad a line gets 0.3 Hz wide, far less than a bin:
+            magnitudes hardly change, only the continuity of phase breaks.
     """
     turns = _turns(rng, machine.rate_hz * _spread(rng, 0.02), 0.004)
     once = _sine(turns)
@@ -60,13 +63,23 @@ def fan(machine: Machine, rng: np.random.Generator, fault: str | None = None) ->
         shaft, air = 3.0 * shaft, air * (1 + 0.4 * once)
     if fault == "blade":
         blades, air = blades * (1 + 0.9 * once), air * (1 + 0.75 * once)
-    whine = np.zeros(N_SAMPLES, np.float32)
+    drive = whine(machine, rng, jitter_rad if fault == "drive" else None)
+    return shaft + blades + _load(rng) * air + 0.45 * drive
+
+
+def whine(machine: Machine, rng: np.random.Generator, jitter_rad: float | None = None) -> Signal:
+    """What a fan's electronic drive sounds like, locked to a crystal: eight steady lines.
+
+    Ids differ by a few Hz, inside one bin of a 1024-point transform. With `jitter_rad` the phase of
+    each line walks at random, by so many rad (standard deviation) per 32 ms.
+    """
+    sound = np.zeros(N_SAMPLES, np.float32)
     for line in range(8):
         phase = (15.625 * (50 + 27 * line) + machine.detune_hz) * _TIME + rng.random()
-        if fault == "drive":
-            phase += np.cumsum(rng.normal(0, 0.25 / np.sqrt(512), N_SAMPLES)) / (2 * np.pi)
-        whine += _sine(phase)
-    return shaft + blades + _load(rng) * air + 0.45 * whine
+        if jitter_rad is not None:
+            phase += np.cumsum(rng.normal(0, jitter_rad / np.sqrt(512), N_SAMPLES)) / (2 * np.pi)
+        sound += _sine(phase)
+    return sound
 
 
 def pump(machine: Machine, rng: np.random.Generator, fault: str | None = None) -> Signal:
@@ -163,7 +176,7 @@ FAULTS = {
     "slider": ("rub", "rattle", "stick"),
     "valve": ("leak", "late", "weak"),
 }
-_MACHINES = {
+MACHINES = {
     "fan": (  # turns/s, blades
         Machine(24.0, 7, (430, 1970), 0.58, -4.5),
         Machine(25.0, 7, (440, 2010), 0.59, -1.5),
@@ -200,12 +213,12 @@ def machine_clip(
     machine_type: str, machine_id: str, rng: np.random.Generator, fault: str | None = None
 ) -> Signal:
     """One recording, (64000,) int16: the machine in its room, with a fault or without."""
-    machine = _MACHINES[machine_type][MACHINE_IDS.index(machine_id)]
+    machine = MACHINES[machine_type][MACHINE_IDS.index(machine_id)]
     sound = _SOUNDS[machine_type](machine, rng, fault)
-    return _record(rng, sound)
+    return record(rng, sound)
 
 
-def _record(rng: np.random.Generator, sound: Signal) -> Signal:
+def record(rng: np.random.Generator, sound: Signal) -> Signal:
     """What a microphone in a factory hears of a machine, (N,) int16."""
     place = 10 ** (_smooth_spectrum(rng, 0.4) / 20)  # the room's response where it stands
     sound = np.fft.irfft(np.fft.rfft(sound) * place, N_SAMPLES)
