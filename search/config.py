@@ -202,6 +202,7 @@ class StudySettings(_Model):
     cost: CostName | None = None  # a second objective, minimised
     parallel: int | None = Field(default=None, ge=1)  # most trials of a machine type at once
     deterministic: bool = False  # what a trial sees depends on its number, not on timing
+    joint: bool = False  # beside one classifier per machine type, one for the ids of all of them
 
     @model_validator(mode="after")
     def _check(self) -> "StudySettings":

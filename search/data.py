@@ -1,5 +1,6 @@
 """From a folder of recordings, or the embedded data set, to one pack per machine type."""
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from mimimi_core.synth import write_synthetic
 
 logger = logging.getLogger(__name__)
 
+JOINT = "joint"  # machine type of a classifier for the ids of all types
 Manifest = Mapping[str, Sequence[Clip]]  # machine type -> clips
 
 
@@ -20,16 +22,21 @@ class DataError(ValueError):
     """The recordings cannot serve the search that was asked for."""
 
 
-def find_data(folder: Path | None, out: Path, machine_types: Sequence[str] | None) -> Manifest:
+def find_data(
+    folder: Path | None, out: Path, machine_types: Sequence[str] | None, joint: bool = False
+) -> Manifest:
     """The clips of the chosen machine types, all types by default.
 
     Args:
         folder: Recordings in any known layout; None for the embedded, synthetic data set.
         out: Where the embedded data set is written.
         machine_types: Which to take.
+        joint: Add the type `JOINT`: all clips once more, of machines named `fan_id_00`. Each clip
+            is in the same split as before.
 
     Raises:
-        DataError: A type is unknown, or has fewer than two machine ids to tell apart.
+        DataError: A type is unknown, or has fewer than two machine ids to tell apart, or there is
+            nothing to join.
         ManifestError: The folder holds no clips that we can place.
     """
     if folder is None:
@@ -47,7 +54,24 @@ def find_data(folder: Path | None, out: Path, machine_types: Sequence[str] | Non
                 f"{', '.join(found)}"
             )
         _require_sisters(machine_type, found[machine_type], folder)
-    return {machine_type: found[machine_type] for machine_type in chosen}
+    manifest = {machine_type: found[machine_type] for machine_type in chosen}
+    return _join(manifest, folder) if joint else manifest
+
+
+def _join(manifest: Manifest, folder: Path) -> Manifest:
+    if len(manifest) < 2 or JOINT in manifest:
+        raise DataError(
+            f"study.joint needs two machine types or more, none of them named {JOINT}; "
+            f"of {folder} it has {', '.join(manifest)}"
+        )
+    everything = [
+        dataclasses.replace(
+            clip, machine_type=JOINT, machine_id=f"{clip.machine_type}_{clip.machine_id}"
+        )
+        for clips in manifest.values()
+        for clip in clips
+    ]
+    return {**manifest, JOINT: sorted(everything, key=lambda clip: clip.name)}
 
 
 def pack_data(manifest: Manifest, out: Path) -> dict[str, Pack]:

@@ -20,6 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from search.report_facts import ReportError, TypeFacts, read_facts
+from search.report_joint import joint_section
 from search.report_page import TypeReport, render_html, render_markdown
 from search.report_sections import build_sections
 from search.report_summary import key_facts
@@ -97,14 +98,16 @@ def write_report(folder: Path) -> Path:
     target = folder / "report"
     target.mkdir(exist_ok=True)
     _write(target / "trials.csv", _trials_csv(types))
-    table, overview = build_table(types), []
+    joint, table = joint_section(types), build_table(types)
+    overview = [] if joint is None else [joint]
     if table is not None:
         image = _png(picture(table))
-        overview = table_sections(table, image)
+        side_by_side = table_sections(table, image)
         title = f"{folder.name}: systems side by side"
-        _write(target / "systems.md", render_markdown(title, written, (), overview))
+        _write(target / "systems.md", render_markdown(title, written, (), side_by_side))
         _write(target / "systems.csv", csv_text(table))
         _write(target / "systems.png", image)
+        overview += side_by_side
     _write(target / "report.md", render_markdown(folder.name, written, reports, overview))
     _write(target / "report.html", render_html(folder.name, written, reports, overview))
     return target

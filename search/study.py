@@ -243,8 +243,8 @@ def _settings(space_file: SpaceFile) -> dict[str, Any]:
     settings = space_file.model_dump(
         mode="json", exclude={"resources", "confirmation", "promotion"}
     )
-    for budget in ("trials", "hours"):
-        del settings["study"][budget]
+    for other in ("trials", "hours", "joint"):  # joint adds a machine type, and changes none
+        del settings["study"][other]
     if not space_file.study.deterministic:
         del settings["study"]["parallel"]
     return settings
