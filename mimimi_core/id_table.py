@@ -92,7 +92,7 @@ def _over_ids(analysis: Analysis) -> list[str]:
     """How far the ids lie apart, and how well they are told apart."""
     lines = []
     aucs = analysis.report.aucs
-    if aucs:
+    if len(aucs) > 1:
         best, worst = max(aucs, key=aucs.__getitem__), min(aucs, key=aucs.__getitem__)
         lines.append(
             f"AUC over ids: best {aucs[best]:.3f} ({best}), mean {analysis.report.auc:.3f}, "
@@ -106,20 +106,19 @@ def _over_ids(analysis: Analysis) -> list[str]:
 
 def _missing(analysis: Analysis) -> list[str]:
     """Why some cells are empty."""
-    lines = []
-    for x in analysis.per_id:
-        counts = {"normal": x.auc.n_normal, "anomalous": x.auc.n_anomaly}
-        absent = " and no ".join(kind for kind, n in counts.items() if not n)
-        if absent:
-            lines.append(
-                f"{x.auc.machine_id}: no AUC, left out of the mean: no {absent} clip is in the test"
-            )
-        if x.threshold is None:
-            lines.append(
-                f"{x.auc.machine_id}: no threshold, left out of all decisions: too few normal "
-                "clips were held out of the training"
-            )
-    return lines
+    ids = [x.auc for x in analysis.per_id]
+    reasons = {
+        "no AUC, left out of the mean: no normal clip in the test": [
+            x.machine_id for x in ids if not x.n_normal
+        ],
+        "no AUC, left out of the mean: no anomalous clip in the test": [
+            x.machine_id for x in ids if x.n_normal and not x.n_anomaly
+        ],
+        "no threshold, no decisions: fewer than two normal clips were held out of training": [
+            x.auc.machine_id for x in analysis.per_id if x.threshold is None
+        ],
+    }
+    return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items() if names]
 
 
 def _legend(analysis: Analysis) -> list[str]:
@@ -133,7 +132,7 @@ def _legend(analysis: Analysis) -> list[str]:
         lines += [
             f"threshold: {expected} of normal clips are expected above it, by the held-out normal "
             "clips in brackets",
-            "precision: share of the alarms that were right; recall: share of the anomalous clips "
-            "that raised one; F1: of both",
+            "precision: share of alarms that were right; recall: share of anomalous clips that "
+            "raised one; F1: of both",
         ]
     return lines

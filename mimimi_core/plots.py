@@ -11,10 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
 from mimimi_core.analysis import Analysis, Decisions, analyse
 from mimimi_core.evaluation import Evaluation
+from mimimi_core.metrics import IdAuc
 
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 _COLUMNS = 4  # panels side by side
@@ -26,7 +27,7 @@ def evaluation_figures(evaluation: Evaluation) -> dict[str, Figure]:
     analysis = analyse(evaluation)
     levels = {name: t.value if t else None for name, t in evaluation.thresholds.items()}
     figures = {
-        "roc": roc_figure(found.scores, labels, found.id_index, ids),
+        "roc": roc_figure(found.scores, labels, found.id_index, evaluation.test.per_id),
         "scores": score_histograms(found.scores, labels, found.id_index, ids, levels),
         "decisions": decision_confusion(analysis),
     }
@@ -36,35 +37,36 @@ def evaluation_figures(evaluation: Evaluation) -> dict[str, Figure]:
 
 
 def roc_figure(
-    scores: np.ndarray, labels: np.ndarray, id_index: np.ndarray, machine_ids: Sequence[str]
+    scores: np.ndarray, labels: np.ndarray, id_index: np.ndarray, per_id: Sequence[IdAuc]
 ) -> Figure:
     """One ROC curve per machine id, with its AUC.
 
     Args:
         scores: `(n,)` anomaly scores.
         labels: `(n,)` 0 normal, 1 anomaly.
-        id_index: `(n,)` into `machine_ids`.
-        machine_ids: `K` names.
+        id_index: `(n,)` into `per_id`.
+        per_id: `K` AUCs of these scores.
     """
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="chance")
-    for index, machine_id in enumerate(machine_ids):
-        mine = id_index == index
-        if len(np.unique(labels[mine])) < 2:
-            axes.plot([], [], " ", label=f"{machine_id}  no AUC: {_counts(labels[mine])}")
+    for index, x in enumerate(per_id):
+        clips = f"{x.n_normal} normal, {x.n_anomaly} anomalous"
+        if x.auc is None or x.ci is None:
+            axes.plot([], [], " ", label=f"{x.machine_id}  no AUC: {clips}")
             continue
+        mine = id_index == index
         false_alarms, hits, _ = roc_curve(labels[mine], scores[mine])
         axes.plot(
             false_alarms,
             hits,
             linestyle=_DASHES[index % len(_DASHES)],
             linewidth=1.8,
-            label=f"{machine_id}  AUC {roc_auc_score(labels[mine], scores[mine]):.3f}",
+            label=f"{x.machine_id}  AUC {x.auc:.3f} [{x.ci[0]:.3f}, {x.ci[1]:.3f}]: {clips}",
         )
     axes.set(xlabel="false alarm rate", ylabel="hit rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
-    axes.legend(loc="lower right", handlelength=3.5, frameon=True)
+    axes.legend(loc="lower right", handlelength=3.5, frameon=True, fontsize=8)
     return figure
 
 
@@ -140,21 +142,22 @@ def decision_confusion(analysis: Analysis) -> Figure:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(2.1 * columns + 0.6, 2.5 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    for n, axes in enumerate(grid.ravel()):
-        if n >= len(panels):
-            axes.set_axis_off()
-            continue
-        name, decisions = list(panels.items())[n]
+    called = ["normal", "anomaly"]
+    for axes, (name, decisions) in zip(grid.ravel(), panels.items(), strict=False):
         axes.set_title(name, fontsize=10)
-        axes.set_xticks([0, 1], ["normal", "anomaly"])
-        axes.set_yticks([0, 1], ["normal", "anomaly"] if n % columns == 0 else ["", ""])
+        axes.set_xticks([0, 1], called)
+        axes.set_yticks([])
         if decisions is not None:
             _matrix(axes, decisions.matrix)
         else:
             axes.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), aspect="equal")
             axes.text(0.5, 0.5, "no threshold", ha="center", va="center")
+    for axes in grid[:, 0]:
+        axes.set_yticks([0, 1], called)
+    for axes in grid.ravel()[len(panels) :]:
+        axes.set_axis_off()
     figure.supxlabel("called", fontsize=10)
-    figure.supylabel("is", fontsize=10)
+    figure.supylabel("truth", fontsize=10)
     return figure
 
 
@@ -185,6 +188,7 @@ def _histogram(axes: Axes, scores: np.ndarray, labels: np.ndarray, threshold: fl
         axes.text(0.97, 0.95, "no threshold", ha="right", va="top", transform=axes.transAxes)
     else:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1.4, label="threshold")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 

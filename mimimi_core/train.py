@@ -1,21 +1,25 @@
 """One training and its evaluation, without a search.
 
     python -m mimimi_core.train --machine-type fan --data DIR
+    python -m mimimi_core.train --machine-type fan --data DIR --params frontend.kind=logmel \
+        network.kind=mahalanobis
 
-leaves `OUT/detector.json` and `OUT/weights.safetensors`, which `search.score --model OUT` reads.
+prints a table per machine id and leaves `OUT/fan`, which `search.score --model OUT/fan` reads, and
+`OUT/fan-evaluation` with the table as CSV and figures.
 """
 
 import argparse
-import dataclasses
+import json
 import logging
 import sys
 from pathlib import Path
 
 from mimimi_core.audio import AudioError
-from mimimi_core.clips import ManifestError, find_clips
+from mimimi_core.clips import ManifestError
 from mimimi_core.config import ConfigError, TrainConfig, TrialConfig
-from mimimi_core.evaluation import build_detector, describe, evaluate
-from mimimi_core.pack import open_pack, pack_clips
+from mimimi_core.evaluate import open_data, show
+from mimimi_core.evaluation import build_detector, evaluate
+from mimimi_core.pack import PackError
 from mimimi_core.training import NonFiniteLossError, Training
 
 DEFAULTS = TrainConfig()
@@ -30,39 +34,51 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=DEFAULTS.epochs)
     parser.add_argument("--lr", type=float, default=DEFAULTS.lr)
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed)
+    parser.add_argument(
+        "--params",
+        type=_param,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting of mimimi_core/config.py; goes before the three above",
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        clips = find_clips(args.data)
-        if args.machine_type not in clips:
-            raise ManifestError(
-                f"--machine-type {args.machine_type!r} is not in {args.data}; there are "
-                f"{', '.join(clips)}"
-            )
-        train = dataclasses.replace(DEFAULTS, epochs=args.epochs, lr=args.lr, seed=args.seed)
-        pack = open_pack(pack_clips(clips[args.machine_type], args.out / "packs"))
-        training = Training(TrialConfig(train=train), pack)
-    except (ManifestError, AudioError, ConfigError) as error:
+        given = {f"train.{name}": getattr(args, name) for name in ("epochs", "lr", "seed")}
+        config = TrialConfig.from_params(given | dict(args.params))
+        rate = config.frontend.sample_rate
+        pack = open_data(args.data, args.machine_type, args.out / "packs", rate)
+        training = Training(config, pack)
+    except (ManifestError, AudioError, PackError, ConfigError) as error:
         print(error, file=sys.stderr)
         return 2
     try:
         while not training.is_done:
             metrics = training.run_epoch()
             shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if "/" not in k)
-            print(f"epoch {training.epoch}/{args.epochs}  {shown}", file=sys.stderr)
+            print(f"epoch {training.epoch}/{config.train.epochs}  {shown}", file=sys.stderr)
+        evaluation = evaluate(training)
     except NonFiniteLossError as error:
         print(error, file=sys.stderr)
         return 1
-    evaluation = evaluate(training)
     model = args.out / args.machine_type
     build_detector(training, evaluation).save(model)
-    for name in ("val", "test"):
-        print("\n".join(describe(getattr(evaluation, name), f"{args.machine_type} {name}_auc")))
-    for machine_id, threshold in evaluation.thresholds.items():
-        shown = f"{threshold.value:.3f} from {threshold.n_normals} normals" if threshold else "none"
-        print(f"threshold {machine_id}: {shown}")
+    show(evaluation, args.machine_type, args.out)
     print(f"model: {model}")
     return 0
+
+
+def _param(text: str) -> tuple[str, object]:
+    """Name and value of `network.attention=false`; what is no JSON is a string."""
+    name, is_given, value = text.partition("=")
+    if not is_given:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 if __name__ == "__main__":

@@ -182,10 +182,10 @@ def test_dry_run_stops_before_any_work(tmp_path: Path, embedded: Path) -> None:
 
 
 def test_one_training_without_a_search(tmp_path: Path, embedded: Path) -> None:
-    args = ("--machine-type", "fan", "--data", embedded, "--out", tmp_path, "--epochs", "1")
+    small = ("--epochs", "1", "--params", "network.channels=4")
+    args = ("--machine-type", "fan", "--data", embedded, "--out", tmp_path, *small)
     said = command("mimimi_core.train", *args).stdout
-    assert "fan test_auc" in said
-    assert said.count("id_06") == 3
+    assert sum(line.startswith("id_06 ") for line in said.splitlines()) == 1
     clip = next((embedded / "fan" / "test").glob("*_id_06_*"))
     scored = command(
         "search.score", "--machine-type", "fan", "--machine-id", "id_06",

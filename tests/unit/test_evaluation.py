@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
-from mimimi_core.evaluation import build_detector, describe, evaluate
+from mimimi_core.detector import DetectorError
+from mimimi_core.evaluation import build_detector, describe, evaluate, evaluate_detector
+from mimimi_core.metrics import youden_j
 from mimimi_core.scoring import fit_threshold
 from mimimi_core.training import Training
-from tests.model_fixtures import CPU, resplit, tiny_config, tone_pack
+from tests.model_fixtures import CPU, make_detector, make_pack, resplit, tiny_config, tone_pack
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +23,13 @@ def test_each_split_is_judged_on_its_own_clips(training: Training) -> None:
     assert found.dev == training.auc_report("val", "test")
     assert (found.val.n_clips, found.test.n_clips, found.dev.n_clips) == (20, 20, 40)
     assert found.test_scores.clips.tolist() == pack.select("test").tolist()
+    assert found.test_labels.tolist() == pack.labels[pack.select("test")].tolist()
+    assert found.machine_ids == pack.machine_ids
+    val = training.scores(pack.select("val"))
+    for index, machine_id in enumerate(pack.machine_ids):
+        own = val.id_index == index
+        expected = youden_j(val.scores[own], pack.labels[val.clips][own])
+        assert found.val_youden_j[machine_id] == expected
 
 
 def test_thresholds_come_from_held_out_normals_alone(training: Training) -> None:
@@ -77,3 +86,35 @@ def test_the_detector_scores_as_the_training_did(training: Training) -> None:
     np.testing.assert_allclose(
         detector.score_pack(pack, pack.select("test")), found.test_scores.scores, atol=1e-5
     )
+
+
+def test_a_saved_detector_is_judged_as_the_training_was(training: Training) -> None:
+    expected = evaluate(training)
+    found = evaluate_detector(build_detector(training, expected), training.pack)
+    assert (found.val, found.test, found.dev) == (expected.val, expected.test, expected.dev)
+    assert found.thresholds == expected.thresholds
+    assert found.val_youden_j == expected.val_youden_j
+    np.testing.assert_array_equal(found.test_labels, expected.test_labels)
+    np.testing.assert_allclose(found.test_scores.nll, expected.test_scores.nll, atol=1e-5)
+
+
+def test_a_detector_judges_a_pack_of_some_of_its_ids() -> None:
+    """The pack knows id_00 alone, which here is the second id of the network."""
+    detector = make_detector(machine_ids=("id_99", "id_00"))
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(-9000, 9000, 800).astype(np.int16) for _ in range(8)]
+    pack = make_pack(clips, [0] * 8, [0, 1] * 4, ["val"] * 4 + ["test"] * 4)
+    found = evaluate_detector(detector, pack)
+    assert found.machine_ids == ("id_99", "id_00")
+    assert found.test.without_auc == ("id_99",)
+    assert found.test.auc == found.test.per_id[1].auc
+    assert found.test_scores.id_index.tolist() == [1] * 4
+    np.testing.assert_allclose(
+        found.test_scores.scores, detector.score(clips[4:], "id_00"), atol=1e-5
+    )
+
+
+def test_a_detector_refuses_ids_it_does_not_know() -> None:
+    detector = make_detector(machine_ids=("id_00", "id_04"))
+    with pytest.raises(DetectorError, match=r"it knows id_00, id_04, not id_02: leave"):
+        evaluate_detector(detector, tone_pack(n_ids=2))

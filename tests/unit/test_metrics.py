@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from mimimi_core.metrics import AucReport, auc_report
+from mimimi_core.metrics import AucReport, auc_report, youden_j
 
 IDS = ("id_00", "id_02", "id_04", "id_06")
 
@@ -173,3 +173,33 @@ def test_equal_networks_tell_no_more_of_the_clips_than_one() -> None:
     scores = labels + rng.normal(0, 1, 60)
     one = auc_report(scores, labels, id_index, ("a",))
     assert auc_report(np.stack([scores] * 5), labels, id_index, ("a",)).ci == one.ci
+
+
+def test_youdens_j_is_the_widest_gap_of_all_levels() -> None:
+    scores, labels, _ = _clips(30, 20, 0.8, seed=9, n_ids=1)
+    gaps = [
+        (scores[labels == 1] > level).mean() - (scores[labels == 0] > level).mean()
+        for level in (-np.inf, *scores)
+    ]
+    assert youden_j(scores, labels) == pytest.approx(max(gaps), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "expected"),
+    [
+        ([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1], 1.0),
+        ([3.0, 2.0, 1.0, 0.0], [0, 0, 1, 1], 0.0),  # calling nothing is as good as any level
+        ([1.0, 1.0], [0, 1], 0.0),
+        ([1.0, 2.0], [0, 0], None),
+        ([], [], None),
+    ],
+)
+def test_youdens_j_by_hand(scores: list[float], labels: list[int], expected: float | None) -> None:
+    assert youden_j(np.array(scores), np.array(labels, int)) == expected
+
+
+def test_aucs_by_id_leave_out_the_ids_without() -> None:
+    scores, labels, ids = _clips(6, 6, 0.8, seed=4)
+    report = auc_report(scores[ids != 1], labels[ids != 1], ids[ids != 1], IDS)
+    assert list(report.aucs) == ["id_00", "id_04", "id_06"]
+    assert min(report.aucs.values()) == report.worst_auc

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from mimimi_core.analysis import Analysis, Decisions, IdAnalysis, analyse
 from mimimi_core.evaluation import evaluate
-from mimimi_core.metrics import AucReport, IdAuc
+from mimimi_core.metrics import AucReport, IdAuc, auc_report
 from mimimi_core.plots import (
     decision_confusion,
     evaluation_figures,
@@ -57,11 +57,12 @@ def saved(figure: Figure, tmp_path: Path) -> None:
 
 def test_roc_names_the_auc_of_each_id_and_the_id_without(clips, tmp_path) -> None:
     scores, labels, id_index = clips
-    figure = roc_figure(scores, labels, id_index, IDS)
+    figure = roc_figure(scores, labels, id_index, auc_report(*clips, IDS).per_id)
     for index in (0, 1, 3):
         mine = id_index == index
         auc = roc_auc_score(labels[mine], scores[mine])
-        assert f"{IDS[index]}  AUC {auc:.3f}" in texts(figure)
+        assert f"{IDS[index]}  AUC {auc:.3f} [" in texts(figure)
+    assert "]: 12 normal, 12 anomalous" in texts(figure)
     assert "id_04  no AUC: 24 normal, 0 anomalous" in texts(figure)
     curves = [line for line in figure.axes[0].lines if len(line.get_xdata())]
     assert len(curves) == 1 + 3  # chance
@@ -149,7 +150,7 @@ def test_a_system_that_names_no_ids_has_no_figure_of_them() -> None:
 def test_figures_of_no_clips_are_drawn(tmp_path) -> None:
     none, no_ids = np.zeros(0), np.zeros(0, dtype=np.int64)
     for figure in (
-        roc_figure(none, no_ids, no_ids, IDS),
+        roc_figure(none, no_ids, no_ids, auc_report(none, no_ids, no_ids, IDS).per_id),
         score_histograms(none, no_ids, no_ids, IDS, {}),
         id_confusion(np.zeros((4, 4), int), IDS),
     ):

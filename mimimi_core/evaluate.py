@@ -1,0 +1,85 @@
+"""Evaluates a saved model on labelled clips: a table per machine id, the same as CSV, figures.
+
+    python -m mimimi_core.evaluate --model runs/train/fan --data DIR
+
+The model keeps its thresholds. `OUT/fan-evaluation` gets `per_id.csv`, `roc.png`, `scores.png`,
+`decisions.png` and, of a system that tells ids apart, `ids.png`.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from mimimi_core.analysis import analyse
+from mimimi_core.audio import AudioError
+from mimimi_core.clips import ManifestError, find_clips
+from mimimi_core.detector import Detector, DetectorError
+from mimimi_core.evaluation import Evaluation, evaluate_detector
+from mimimi_core.id_table import table, write_csv
+from mimimi_core.metrics import AucReport
+from mimimi_core.pack import Pack, PackError, open_pack, pack_clips
+from mimimi_core.plots import evaluation_figures
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m mimimi_core.evaluate", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="a folder with a detector")
+    parser.add_argument("--data", type=Path, required=True, help="folder of recordings")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        detector = Detector.load(args.model)
+        rate = detector.config.frontend.sample_rate
+        pack = open_data(args.data, detector.machine_type, args.out / "packs", rate)
+        evaluation = evaluate_detector(detector, pack)
+    except (ManifestError, AudioError, PackError, DetectorError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    show(evaluation, detector.machine_type, args.out)
+    return 0
+
+
+def open_data(data: Path, machine_type: str, packs: Path, sample_rate: int) -> Pack:
+    """The clips of a machine type in a folder of recordings, packed below `packs`.
+
+    Raises:
+        ManifestError: The folder is in no known layout, or has no clips of the type.
+        AudioError: A clip cannot be read.
+    """
+    clips = find_clips(data)
+    if machine_type not in clips:
+        raise ManifestError(
+            f"the machine type must be one of those in {data}, {', '.join(clips)}, got "
+            f"{machine_type!r}"
+        )
+    return open_pack(pack_clips(clips[machine_type], packs, sample_rate))
+
+
+def show(evaluation: Evaluation, machine_type: str, out: Path) -> None:
+    """Print the table of the test, and write it and the figures to `OUT/<type>-evaluation`."""
+    folder = out / f"{machine_type}-evaluation"
+    analysis = analyse(evaluation)
+    write_csv(analysis, folder / "per_id.csv")
+    for name, figure in evaluation_figures(evaluation).items():
+        temporary = folder / f".{name}.tmp"
+        figure.savefig(temporary, format="png", dpi=120)
+        temporary.replace(folder / f"{name}.png")
+    print(f"{machine_type}, test clips\n")
+    print("\n".join(table(analysis)))
+    print(f"val_auc {_auc(evaluation.val)}")
+    print(f"dev_auc {_auc(evaluation.dev)}: val and test, to compare with published tables only")
+    print(f"evaluation: {folder}")
+
+
+def _auc(report: AucReport) -> str:
+    if report.auc is None or report.ci is None:
+        return "none"
+    low, high = report.ci
+    return f"{report.auc:.3f} [{low:.3f}, {high:.3f}] ({report.n_clips} clips)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
