@@ -39,7 +39,7 @@ class NearestNeighbour(System):
         """Take a batch in; the loss, how far it was from all before, has no gradient."""
         x, own = mean_spectra(features, self.is_magnitude), target.long()  # of one id each
         loss = (own * self._distances(x)).sum(dim=1).mean().float()
-        n_held = self.held.shape[1]
+        n_held = self.held.shape[1]  # of one id no more at once: no place is written twice
         for part, mine in zip(torch.split(x, n_held), torch.split(own, n_held), strict=True):
             ids = mine.argmax(dim=1)
             place = (mine * mine.cumsum(dim=0)).sum(dim=1) - 1  # among those of its id in the part
