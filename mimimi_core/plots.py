@@ -47,7 +47,7 @@ def roc_figure(
         id_index: `(n,)` into `per_id`.
         per_id: `K` AUCs of these scores.
     """
-    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    figure = Figure(figsize=(5.5, 5.6 + 0.19 * len(per_id)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="chance")
     for index, x in enumerate(per_id):
@@ -66,7 +66,7 @@ def roc_figure(
         )
     axes.set(xlabel="false alarm rate", ylabel="hit rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
-    axes.legend(loc="lower right", handlelength=3.5, frameon=True, fontsize=8)
+    figure.legend(loc="outside lower center", handlelength=3.5, fontsize=8)
     return figure
 
 
