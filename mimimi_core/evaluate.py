@@ -16,6 +16,7 @@ from mimimi_core.audio import AudioError
 from mimimi_core.clips import ManifestError, find_clips
 from mimimi_core.detector import Detector, DetectorError
 from mimimi_core.evaluation import Evaluation, evaluate_detector
+from mimimi_core.figure_file import write_figure
 from mimimi_core.id_table import table, write_csv
 from mimimi_core.metrics import AucReport
 from mimimi_core.pack import Pack, PackError, open_pack, pack_clips
@@ -64,9 +65,7 @@ def show(evaluation: Evaluation, machine_type: str, out: Path) -> None:
     analysis = analyse(evaluation)
     write_csv(analysis, folder / "per_id.csv")
     for name, figure in evaluation_figures(evaluation).items():
-        temporary = folder / f".{name}.tmp"
-        figure.savefig(temporary, format="png", dpi=120)
-        temporary.replace(folder / f"{name}.png")
+        write_figure(figure, folder / f"{name}.png")
     print(f"{machine_type}, test clips\n")
     print("\n".join(table(analysis)))
     print(f"val_auc {_auc(evaluation.val)}")
