@@ -81,7 +81,7 @@ def tsne_figure(detector: Detector, pack: Pack, machine_ids: Sequence[str] | Non
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
     )
-    figure.supxlabel("all labelled clips, val and test", fontsize=9)
+    figure.supxlabel(f"all labelled clips of {pack.machine_type}, val and test", fontsize=9)
     return figure
 
 
