@@ -1,25 +1,28 @@
-"""A trained network with all it needs to judge a clip: two files, no pickles, no search.
+"""Trained networks with all they need to judge a clip: two files, no pickles, no search.
 
 folder/weights.safetensors   parameters and buffers
-folder/detector.json         settings, machine type and ids, thresholds
+folder/detector.json         settings and scales, machine type and ids, thresholds
 """
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from mimimi_core.config import TrialConfig
+from mimimi_core.config import FrontendConfig, TrialConfig
 from mimimi_core.crops import Crops
+from mimimi_core.ensemble import Scale
 from mimimi_core.frontend import Frontend
 from mimimi_core.network import build_network
 from mimimi_core.precision import pick_device, use_bf16
-from mimimi_core.scoring import Threshold, score_clips
+from mimimi_core.scoring import ClipScores, Threshold, score_clips
 from mimimi_core.systems import System
 
 if TYPE_CHECKING:
@@ -32,38 +35,56 @@ class DetectorError(ValueError):
     """A model folder cannot be read, or is asked for what it does not know."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One trained network of a detector."""
+
+    config: TrialConfig
+    network: System
+    scale: Scale | None = None  # of its scores; None where it judges alone
+
+
 class Detector:
-    """Scores waveforms of one machine type.
+    """Scores waveforms of one machine type, by one network or by the mean z-score of several.
 
     Args:
-        config: Settings of the training.
+        members: The networks; all have a scale if there are several.
         machine_type: Such as "fan".
-        machine_ids: Ids in the order of the network's outputs.
+        machine_ids: Ids in the order of the networks' outputs.
         thresholds: Decision level per id; None where no held-out normals allowed one.
-        network: The trained network.
     """
 
     def __init__(
         self,
         *,
-        config: TrialConfig,
+        members: Sequence[Member],
         machine_type: str,
         machine_ids: Sequence[str],
         thresholds: dict[str, Threshold | None],
-        network: System,
     ) -> None:
-        self.config = config
+        if not members or (len(members) > 1 and any(member.scale is None for member in members)):
+            raise ValueError("a detector needs a network, or several that each have a scale")
         self.machine_type = machine_type
         self.machine_ids = tuple(machine_ids)
         self.thresholds = thresholds
         self.device = pick_device()
-        self.network = network.to(self.device).eval()
-        self._frontend = Frontend(config.frontend).to(self.device)
+        self.members = tuple(members)
+        for member in self.members:
+            member.network.to(self.device).eval()
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the waveforms that all members hear."""
+        return self.members[0].config.frontend.sample_rate
 
     def save(self, folder: Path) -> None:
         """Write both files, the settings last: a folder with settings is complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: w.contiguous() for name, w in self.network.state_dict().items()}
+        weights = {
+            f"{index}.{name}": w.contiguous()
+            for index, member in enumerate(self.members)
+            for name, w in member.network.state_dict().items()
+        }
         save_file(weights, folder / f".{WEIGHTS}.tmp")
         (folder / f".{WEIGHTS}.tmp").replace(folder / WEIGHTS)
         settings = {
@@ -73,7 +94,13 @@ class Detector:
                 machine_id: threshold and dataclasses.asdict(threshold)
                 for machine_id, threshold in self.thresholds.items()
             },
-            "params": self.config.to_params(),
+            "members": [
+                {
+                    "params": member.config.to_params(),
+                    "scale": member.scale and member.scale.to_lists(),
+                }
+                for member in self.members
+            ],
         }
         temporary = folder / f".{SETTINGS}.tmp"
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
@@ -88,25 +115,28 @@ class Detector:
         """
         try:
             settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
-            config = TrialConfig.from_params(settings["params"])
             machine_ids = settings["machine_ids"]
-            network = build_network(config.network, len(machine_ids), config.frontend)
-            network.load_state_dict(load_file(folder / WEIGHTS))
+            weights = load_file(folder / WEIGHTS)
+            if "members" in settings:
+                members = [
+                    _member(about, len(machine_ids), weights, f"{index}.")
+                    for index, about in enumerate(settings["members"])
+                ]
+            else:  # written before there were ensembles
+                members = [_member({**settings, "scale": None}, len(machine_ids), weights, "")]
             saved = settings["thresholds"]
             thresholds = {
                 machine_id: Threshold(**saved[machine_id]) if saved[machine_id] else None
                 for machine_id in machine_ids
             }
-            machine_type = settings["machine_type"]
+            return cls(
+                members=members,
+                machine_type=settings["machine_type"],
+                machine_ids=machine_ids,
+                thresholds=thresholds,
+            )
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DetectorError(f"{folder} holds no readable detector: {error}") from error
-        return cls(
-            config=config,
-            machine_type=machine_type,
-            machine_ids=machine_ids,
-            thresholds=thresholds,
-            network=network,
-        )
 
     def score(self, waveforms: Sequence[np.ndarray], machine_id: str) -> np.ndarray:
         """Anomaly scores float64 `(n,)` of int16 waveforms `(N,)` at the detector's sample rate.
@@ -125,19 +155,30 @@ class Detector:
                     "a waveform must be int16 samples of one channel, got "
                     f"{waveform.dtype} of shape {waveform.shape}"
                 )
-        crops = Crops.from_waveforms(list(waveforms), self.config.frontend, self.device)
-        nll = self._nll(crops, np.arange(len(waveforms)))
+        nll = self._nll(
+            lambda frontend: Crops.from_waveforms(list(waveforms), frontend, self.device),
+            np.arange(len(waveforms)),
+        )
         return nll[:, self.machine_ids.index(machine_id)]
 
-    def score_pack(self, pack: "Pack", clips: np.ndarray) -> np.ndarray:
-        """Anomaly scores float64 `(n,)` of clips of a pack, whose ids must all be known."""
-        crops = Crops.from_pack(pack, self.config.frontend, self.device)
+    def score_pack(self, pack: "Pack", clips: np.ndarray) -> ClipScores:
+        """Scores of clips of a pack, whose ids must all be known; `id_index` is the detector's."""
         columns = [self.machine_ids.index(pack.machine_ids[i]) for i in pack.id_index[clips]]
-        return np.asarray(self._nll(crops, clips)[np.arange(len(clips)), columns])
+        nll = np.empty((0, len(self.machine_ids)))
+        if len(clips):
+            nll = self._nll(lambda frontend: Crops.from_pack(pack, frontend, self.device), clips)
+        return ClipScores(clips=clips, id_index=np.array(columns, dtype=np.int64), nll=nll)
 
-    def _nll(self, crops: Crops, clips: np.ndarray) -> np.ndarray:
-        bf16 = use_bf16(self.config.train.precision, self.device)
-        return score_clips(self.network, self._frontend, crops, clips, bf16)
+    def _nll(self, crops_of: Callable[[FrontendConfig], Crops], clips: np.ndarray) -> np.ndarray:
+        """Scores under every id `(n, C)`: a member's own, or the mean of the members' z-scores."""
+        found = []
+        for member in self.members:
+            frontend = Frontend(member.config.frontend).to(self.device)
+            bf16 = use_bf16(member.config.train.precision, self.device)
+            crops = crops_of(member.config.frontend)
+            nll = score_clips(member.network, frontend, crops, clips, bf16)
+            found.append(nll if member.scale is None else member.scale.z(nll))
+        return np.asarray(np.mean(found, axis=0))
 
     def decide(self, score: float, machine_id: str) -> str | None:
         """Call a score "normal" or "anomaly"; None where the id has no threshold."""
@@ -145,6 +186,16 @@ class Detector:
         if threshold is None:
             return None
         return "anomaly" if score > threshold.value else "normal"
+
+
+def _member(about: dict[str, Any], n_ids: int, weights: dict[str, Tensor], prefix: str) -> Member:
+    """A member as it was saved; its weights have a prefix."""
+    config = TrialConfig.from_params(about["params"])
+    network = build_network(config.network, n_ids, config.frontend)
+    own = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
+    network.load_state_dict(own)
+    scale = about["scale"]
+    return Member(config=config, network=network, scale=scale and Scale.from_lists(**scale))
 
 
 class _Pyfunc:

@@ -4,9 +4,14 @@ By the mean and the standard deviation of normal clips held out of training, per
 scores of different ids and systems share no scale. C ids.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+
+class EnsembleError(ValueError):
+    """Systems cannot be put on one scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,15 @@ class Scale:
         """Scores `(n, C)` in standard deviations from each id's normal clips."""
         return np.asarray((nll - self.mean) / self.std)
 
+    def to_lists(self) -> dict[str, list[float]]:
+        """For a file; JSON keeps every bit of a float."""
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    @classmethod
+    def from_lists(cls, mean: Sequence[float], std: Sequence[float]) -> "Scale":
+        """The inverse of `to_lists`."""
+        return cls(mean=np.array(mean, np.float64), std=np.array(std, np.float64))
+
 
 def fit_scale(scores: np.ndarray, id_index: np.ndarray, n_ids: int) -> Scale:
     """The scale of held-out normal clips.
@@ -30,15 +44,15 @@ def fit_scale(scores: np.ndarray, id_index: np.ndarray, n_ids: int) -> Scale:
         n_ids: C.
 
     Raises:
-        ValueError: No id has two clips whose scores differ. An id that has none takes the mean of
-            the other ids' scales: a guess, but the same for all its clips.
+        EnsembleError: No id has two clips whose scores differ. An id that has none takes the mean
+            of the other ids' scales: a guess, but the same for all its clips.
     """
     of_ids = [scores[id_index == index] for index in range(n_ids)]
     known = [len(s) > 1 and np.ptp(s) > 0 for s in of_ids]
     if not any(known):
-        raise ValueError(
-            "an ensemble needs an id with two held-out normal clips whose scores differ, "
-            f"got {[len(s) for s in of_ids]} clips per id"
+        raise EnsembleError(
+            "an ensemble needs a machine id with two held-out normal clips whose scores differ, "
+            f"got {', '.join(str(len(s)) for s in of_ids)} clips of the ids: add normal recordings"
         )
     means = np.array([s.mean() if k else np.nan for s, k in zip(of_ids, known, strict=True)])
     stds = np.array([s.std(ddof=1) if k else np.nan for s, k in zip(of_ids, known, strict=True)])

@@ -15,12 +15,13 @@ from mimimi_core.analysis import analyse
 from mimimi_core.audio import AudioError
 from mimimi_core.clips import ManifestError, find_clips
 from mimimi_core.detector import Detector, DetectorError
-from mimimi_core.evaluation import Evaluation, evaluate_detector
+from mimimi_core.evaluation import Evaluation, evaluate
 from mimimi_core.figure_file import write_figure
 from mimimi_core.id_table import table, write_csv
 from mimimi_core.metrics import AucReport
 from mimimi_core.pack import Pack, PackError, open_pack, pack_clips
 from mimimi_core.plots import evaluation_figures
+from mimimi_core.training import NonFiniteLossError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,10 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         detector = Detector.load(args.model)
-        rate = detector.config.frontend.sample_rate
-        pack = open_data(args.data, detector.machine_type, args.out / "packs", rate)
-        evaluation = evaluate_detector(detector, pack)
-    except (ManifestError, AudioError, PackError, DetectorError) as error:
+        packs = args.out / "packs"
+        pack = open_data(args.data, detector.machine_type, packs, detector.sample_rate)
+        evaluation = evaluate(detector, pack)
+    except (ManifestError, AudioError, PackError, DetectorError, NonFiniteLossError) as error:
         print(error, file=sys.stderr)
         return 2
     show(evaluation, detector.machine_type, args.out)

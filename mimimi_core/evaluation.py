@@ -1,18 +1,16 @@
-"""Judges a trained network on the clips that were kept for it, and makes a detector of it."""
+"""Makes a detector of trained networks, and judges it on the clips that were kept for it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mimimi_core.crops import Crops
-from mimimi_core.detector import Detector, DetectorError
-from mimimi_core.frontend import Frontend
+from mimimi_core.detector import Detector, DetectorError, Member
+from mimimi_core.ensemble import Scale, fit_scale
 from mimimi_core.metrics import AucReport, auc_report, youden_j
 from mimimi_core.pack import Pack
-from mimimi_core.precision import use_bf16
-from mimimi_core.scoring import ClipScores, Threshold, fit_threshold, score_clips
-from mimimi_core.training import Training, held_out_normals
+from mimimi_core.scoring import ClipScores, Threshold, fit_threshold
+from mimimi_core.training import NonFiniteLossError, Training, held_out_normals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +34,44 @@ class Evaluation:
         return tuple(self.thresholds)
 
 
-def evaluate(training: Training) -> Evaluation:
-    """Open the test; thresholds come from normals of `holdout` and `val` alone."""
-    pack = training.pack
-    normals = training.scores(held_out_normals(pack))
-    thresholds = {
-        machine_id: fit_threshold(normals.scores[normals.id_index == index])
-        for index, machine_id in enumerate(pack.machine_ids)
-    }
-    return _evaluation(pack, training.scores, thresholds)
+def build_detector(trainings: Sequence[Training]) -> Detector:
+    """A detector of one trained network, or of several on the same pack.
+
+    Thresholds, and the scales of several, come from normals of `holdout` and `val` alone.
+
+    Raises:
+        NonFiniteLossError: A score is no number.
+        EnsembleError: Several networks cannot be put on one scale.
+    """
+    pack = trainings[0].pack
+    found = [training.scores(held_out_normals(pack)) for training in trainings]
+    own, n_ids = found[0].id_index, len(pack.machine_ids)
+    scales: list[Scale | None] = [None]
+    scores = found[0].scores
+    if len(trainings) > 1:
+        fitted = [fit_scale(one.scores, own, n_ids) for one in found]
+        z = [scale.z(one.nll) for scale, one in zip(fitted, found, strict=True)]
+        scales, scores = list(fitted), np.mean(z, axis=0)[np.arange(len(own)), own]
+    return Detector(
+        members=[
+            Member(config=training.config, network=training.network, scale=scale)
+            for training, scale in zip(trainings, scales, strict=True)
+        ],
+        machine_type=pack.machine_type,
+        machine_ids=pack.machine_ids,
+        thresholds={
+            machine_id: fit_threshold(scores[own == index])
+            for index, machine_id in enumerate(pack.machine_ids)
+        },
+    )
 
 
-def evaluate_detector(detector: Detector, pack: Pack) -> Evaluation:
-    """Open the test of a pack to a saved detector, which keeps its thresholds.
+def evaluate(detector: Detector, pack: Pack) -> Evaluation:
+    """Open the test of a pack to a detector.
 
     Raises:
         DetectorError: The pack has clips of a machine that the detector does not know.
+        NonFiniteLossError: A score is no number.
     """
     unknown = [name for name in pack.machine_ids if name not in detector.machine_ids]
     if unknown:
@@ -60,29 +80,13 @@ def evaluate_detector(detector: Detector, pack: Pack) -> Evaluation:
             f"{', '.join(detector.machine_ids)}, not {', '.join(unknown)}: leave their clips out, "
             "or train on them"
         )
-    columns = np.array([detector.machine_ids.index(name) for name in pack.machine_ids])
-    config = detector.config
-    frontend = Frontend(config.frontend).to(detector.device)
-    crops = Crops.from_pack(pack, config.frontend, detector.device)
-    bf16 = use_bf16(config.train.precision, detector.device)
-
-    def score(clips: np.ndarray) -> ClipScores:
-        nll = np.empty((0, len(detector.machine_ids)))
-        if len(clips):
-            nll = score_clips(detector.network, frontend, crops, clips, bf16)
-        return ClipScores(clips=clips, id_index=columns[pack.id_index[clips]], nll=nll)
-
-    return _evaluation(pack, score, detector.thresholds)
-
-
-def _evaluation(
-    pack: Pack,
-    score: Callable[[np.ndarray], ClipScores],
-    thresholds: Mapping[str, Threshold | None],
-) -> Evaluation:
-    """Score val and test once each; `score` counts ids in the order of `thresholds`."""
-    machine_ids = tuple(thresholds)
-    found = {split: score(pack.select(split)) for split in ("val", "test")}
+    machine_ids = detector.machine_ids
+    found = {split: detector.score_pack(pack, pack.select(split)) for split in ("val", "test")}
+    for scores in found.values():
+        if not np.isfinite(scores.nll).all():
+            raise NonFiniteLossError(
+                f"{pack.machine_type}: a score of a labelled clip is no number"
+            )
 
     def report(*splits: str) -> AucReport:
         return auc_report(
@@ -100,22 +104,11 @@ def _evaluation(
         dev=report("val", "test"),
         test_scores=test,
         test_labels=pack.labels[test.clips],
-        thresholds=dict(thresholds),
+        thresholds=dict(detector.thresholds),
         val_youden_j={
             machine_id: youden_j(val.scores[val.id_index == i], val_labels[val.id_index == i])
             for i, machine_id in enumerate(machine_ids)
         },
-    )
-
-
-def build_detector(training: Training, evaluation: Evaluation) -> Detector:
-    """The trained network with the thresholds of its evaluation."""
-    return Detector(
-        config=training.config,
-        machine_type=training.pack.machine_type,
-        machine_ids=training.pack.machine_ids,
-        thresholds=evaluation.thresholds,
-        network=training.network,
     )
 
 

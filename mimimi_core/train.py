@@ -59,12 +59,13 @@ def main(argv: list[str] | None = None) -> int:
             metrics = training.run_epoch()
             shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if "/" not in k)
             print(f"epoch {training.epoch}/{config.train.epochs}  {shown}", file=sys.stderr)
-        evaluation = evaluate(training)
+        detector = build_detector([training])
+        evaluation = evaluate(detector, pack)
     except NonFiniteLossError as error:
         print(error, file=sys.stderr)
         return 1
     model = args.out / args.machine_type
-    build_detector(training, evaluation).save(model)
+    detector.save(model)
     show(evaluation, args.machine_type, args.out)
     print(f"model: {model}")
     return 0

@@ -104,7 +104,7 @@ def compare_with_champion(
             champion = Detector.load(registry.download(machine_type, version, Path(folder)))
     except (DetectorError, TrackingError) as error:
         return keep(f"version {version} cannot be read: {error}")
-    rate = champion.config.frontend.sample_rate
+    rate = champion.sample_rate
     if rate != pack.sample_rate:
         return keep(f"version {version} hears {rate} Hz, these clips have {pack.sample_rate} Hz")
     lost = [i for i in champion.machine_ids if i not in pack.machine_ids]
@@ -114,7 +114,7 @@ def compare_with_champion(
     common = known[candidate.test_scores.id_index]
     clips, id_index = candidate.test_scores.clips[common], candidate.test_scores.id_index[common]
     ours, labels = candidate.test_scores.scores[common], pack.labels[clips]
-    theirs = champion.score_pack(pack, clips) if len(clips) else np.empty(0)
+    theirs = champion.score_pack(pack, clips).scores
     if not np.isfinite(theirs).all():
         return keep(f"version {version} gives scores that are not finite")
     found = compare_aucs(ours, theirs, labels, id_index, settings.margin)
@@ -158,7 +158,8 @@ def judge(found: Comparison, cheaper: float, settings: PromotionConfig) -> tuple
 
 
 def _work(detector: Detector) -> float:
-    return gmac_per_s(detector.config, len(detector.machine_ids))
+    n_ids = len(detector.machine_ids)
+    return sum(gmac_per_s(member.config, n_ids) for member in detector.members)
 
 
 def shown(difference: float, ci: Interval) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +77,9 @@ def conclude(
         return counts | dict.fromkeys(_FINDINGS) | {"promoted": False}
     best = {"best_val_auc": _best_val_auc(study)}
     noted = study.noted("outcome")
-    if noted and noted["winner"] == winner.number and (mode == "never" or noted["version"]):
+    members = list(winner.members)
+    is_known = noted and noted["members"] == members
+    if is_known and (mode == "never" or noted["version"]):
         champion = {"champion_version": _champion(registry, study)}  # may have changed since
         return {**counts, **best, **noted["findings"], **champion}
     if not is_over:
@@ -87,7 +89,7 @@ def conclude(
     task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
     threads = max(1, int(resources["cpu"]))
     evaluation = ray.get(
-        task.remote(winner.checkpoint, pack.path.absolute(), model_folder.absolute(), threads)
+        task.remote(winner.checkpoints, pack.path.absolute(), model_folder.absolute(), threads)
     )
     _tell(study, winner, evaluation)
 
@@ -115,6 +117,7 @@ def conclude(
         "outcome",
         {
             "winner": winner.number,
+            "members": members,
             "version": version,
             "findings": findings,
             "test_per_id": [dataclasses.asdict(x) for x in evaluation.test.per_id],
@@ -143,7 +146,7 @@ def _register(
         run_id,
         tags={
             **tags,
-            "trial": str(winner.number),
+            "trial": ", ".join(map(str, winner.members)),
             "data_hash": pack.data_hash,
             **{f"{name}_auc": _shown(getattr(evaluation, name)) for name in ("val", "test")},
             "dev_auc": f"{_shown(evaluation.dev)}, val and test together, for comparison only",
@@ -164,12 +167,15 @@ def _shown(report: AucReport) -> str:
     return f"{report.auc:.3f} [{report.ci[0]:.3f}, {report.ci[1]:.3f}] ({report.n_clips} clips)"
 
 
-def _evaluate(state: Path, pack: Path, model_folder: Path, threads: int) -> Evaluation:
-    """On a worker: restore the winner, score it, save its detector."""
+def _evaluate(
+    states: Sequence[Path], pack_path: Path, model_folder: Path, threads: int
+) -> Evaluation:
+    """On a worker: restore the winner and who judges with it, score them, save their detector."""
     torch.set_num_threads(threads)
-    training = Training.from_checkpoint(state, open_pack(pack))
-    evaluation = evaluate(training)
-    build_detector(training, evaluation).save(model_folder)
+    pack = open_pack(pack_path)
+    detector = build_detector([Training.from_checkpoint(state, pack) for state in states])
+    evaluation = evaluate(detector, pack)
+    detector.save(model_folder)
     return evaluation
 
 
@@ -181,9 +187,11 @@ def _best_val_auc(study: TypeStudy) -> float | None:
 
 def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
     seeds = ", ".join(f"{value:.3f}" for value in winner.objectives)
+    others = winner.members[1:]
     lines = [
         f"{study.machine_type}: winner is trial {winner.number}, {study.objective} "
         f"{winner.mean:.3f} (seeds: {seeds})"
+        + (f"; trials {', '.join(map(str, others))} judge with it" if others else "")
     ]
     lines += describe(evaluation.val, "val_auc") + describe(evaluation.test, "test_auc")
     for machine_id, threshold in evaluation.thresholds.items():

@@ -156,12 +156,15 @@ class ConfirmationConfig(_Model):
 
     top: int = Field(default=3, ge=0)  # finalists; 0 takes the best trial as it is
     seeds: int = Field(default=2, ge=1)  # trainings of each
+    ensemble: int = Field(default=1, ge=1)  # best finalists whose mean z-score judges a clip
     test: Literal["winner", "all"] = "winner"  # who meets the test clips, once the winner is chosen
 
     @model_validator(mode="after")
     def _check(self) -> "ConfirmationConfig":
         if self.test == "all" and not self.top:
             raise ValueError("test: all tests the finalists, so top must be >= 1, got 0")
+        if self.ensemble > max(1, self.top):
+            raise ValueError(f"ensemble must be <= top ({self.top}), got {self.ensemble}")
         return self
 
 

@@ -28,9 +28,14 @@ logger = logging.getLogger(__name__)
 class Winner:
     """The trial that is to be tested, and what is known of it from the validation clips."""
 
-    number: int
-    checkpoint: Path
-    objectives: tuple[float, ...]  # of the fresh seeds; of the trial itself without confirmation
+    members: tuple[int, ...]  # trials whose networks judge together, the winner first
+    checkpoints: tuple[Path, ...]  # of those
+    objectives: tuple[float, ...]  # of its fresh seeds; of the trial itself without confirmation
+
+    @property
+    def number(self) -> int:
+        """The trial that won."""
+        return self.members[0]
 
     @property
     def mean(self) -> float:
@@ -90,7 +95,8 @@ def find_winner(study: TypeStudy, space: SpaceFile, folder: Path) -> Winner | No
     """The finalist with the highest mean; without confirmation, the best trial itself.
 
     The network that goes on is that of the first fresh seed: choosing among seeds would be
-    selection again. A finalist that fails with a fresh seed is no winner.
+    selection again. With `confirmation.ensemble`, so do those of the next best finalists. A
+    finalist that fails with a fresh seed is no winner.
     """
     trained = confirmed(study, space, folder)
     if trained:
@@ -98,9 +104,11 @@ def find_winner(study: TypeStudy, space: SpaceFile, folder: Path) -> Winner | No
             number: [study.noted(_key(number, i))["objective"] for i in range(len(checkpoints))]
             for number, checkpoints in trained.items()
         }
-        number = choose(values)
+        members = ranked(values)[: space.confirmation.ensemble]
         return Winner(
-            number=number, checkpoint=trained[number][0], objectives=tuple(values[number])
+            members=tuple(members),
+            checkpoints=tuple(trained[number][0] for number in members),
+            objectives=tuple(values[members[0]]),
         )
     best = study.best()
     if best is None or best.value is None:
@@ -108,7 +116,7 @@ def find_winner(study: TypeStudy, space: SpaceFile, folder: Path) -> Winner | No
     if space.confirmation.top:
         logger.warning("%s: no finalist is confirmed, the best trial stands", study.machine_type)
     checkpoint = checkpoint_folder(folder, study.machine_type, best.number) / CHECKPOINT
-    return Winner(number=best.number, checkpoint=checkpoint, objectives=(best.value,))
+    return Winner(members=(best.number,), checkpoints=(checkpoint,), objectives=(best.value,))
 
 
 def confirmed(study: TypeStudy, space: SpaceFile, folder: Path) -> dict[int, list[Path]]:
@@ -131,13 +139,13 @@ def finalists(trials: Sequence[FrozenTrial], k: int) -> list[int]:
     return [trial.number for trial in ranked[:k]]
 
 
-def choose(values: Mapping[int, Sequence[float]]) -> int:
-    """The finalist whose fresh seeds have the highest mean; of equals, the earlier.
+def ranked(values: Mapping[int, Sequence[float]]) -> list[int]:
+    """Finalists by the mean of their fresh seeds, the highest first; of equals, the earlier.
 
     Args:
         values: Number of a finalist -> objective of each of its seeds, at least one.
     """
-    return min(values, key=lambda number: (-float(np.mean(values[number])), number))
+    return sorted(values, key=lambda number: (-float(np.mean(values[number])), number))
 
 
 def _key(number: int, index: int) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from mimimi_core import table2
 from mimimi_core.config import TrialConfig
-from mimimi_core.ensemble import fit_scale
+from mimimi_core.ensemble import EnsembleError, fit_scale
 from mimimi_core.metrics import AucReport, auc_report
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training, held_out_normals
@@ -62,8 +62,12 @@ def score_finalists(
     for name, of_names in table2.ENSEMBLES.items():
         members = [s["number"] for of in of_names for s in systems if s["system"] == of]
         if len(members) == len(of_names):
-            seeds = _combine([nll[number] for number in members], pack)
-            systems.append({"number": None, "system": name, **_figures(seeds, pack)})
+            try:
+                seeds = _combine([nll[number] for number in members], pack)
+            except EnsembleError as error:
+                logger.warning("%s: no %s: %s", study.machine_type, name, error)
+            else:
+                systems.append({"number": None, "system": name, **_figures(seeds, pack)})
     study.note(FINALISTS, {"tested": tested, "systems": systems})
 
 

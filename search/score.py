@@ -32,8 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         detector = _load(args.model, args.machine_type, args.tracking_uri)
-        rate = detector.config.frontend.sample_rate
-        waveforms = [read_clip(clip, rate) for clip in args.clips]
+        waveforms = [read_clip(clip, detector.sample_rate) for clip in args.clips]
         scores = detector.score(waveforms, args.machine_id)
     except (AudioError, DetectorError, TrackingError) as error:
         print(error, file=sys.stderr)

@@ -28,5 +28,5 @@ def offers(registry: Registry, machine_type: str) -> list[Offer]:
         except (DetectorError, TrackingError) as error:
             logger.warning("no warm start from the %s: %s", origin, error)
         else:
-            found.append((origin, detector.config.to_params()))
+            found += [(origin, member.config.to_params()) for member in detector.members]
     return found

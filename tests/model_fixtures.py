@@ -15,7 +15,7 @@ from mimimi_core.config import (
     TrainConfig,
     TrialConfig,
 )
-from mimimi_core.detector import Detector
+from mimimi_core.detector import Detector, Member
 from mimimi_core.network import build_network
 from mimimi_core.pack import Pack
 
@@ -43,12 +43,12 @@ def make_detector(
 ) -> Detector:
     """An untrained detector."""
     torch.manual_seed(0)
+    config = TrialConfig(network=network, frontend=frontend)
     return Detector(
-        config=TrialConfig(network=network, frontend=frontend),
+        members=[Member(config=config, network=build_network(network, len(machine_ids)))],
         machine_type="fan",
         machine_ids=machine_ids,
         thresholds=dict.fromkeys(machine_ids),
-        network=build_network(network, len(machine_ids)),
     )
 
 

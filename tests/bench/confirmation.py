@@ -13,7 +13,7 @@ import json
 import numpy as np
 
 from search.config import ConfirmationConfig, SamplerConfig
-from search.confirmation import choose, finalists
+from search.confirmation import finalists, ranked
 from search.samplers import derive_seed
 from search.space import Params
 from tests.bench.simulation import Step, simulate
@@ -45,7 +45,7 @@ def errors(table: Table, seed: int) -> dict[tuple[int, int], tuple[float, float]
         hands = {number: table.shuffled(rows[number], seed) for number in candidates}
         fresh = {number: hand[1 : 1 + n_seeds].tolist() for number, hand in hands.items()}
         truth = {number: hand[1 + n_seeds :].mean() for number, hand in hands.items()}
-        best, winner = candidates[0], choose(fresh)
+        best, winner = candidates[0], ranked(fresh)[0]
         unconfirmed = hands[best][0] - truth[best]
         confirmed = np.mean(fresh[winner]) - truth[winner]
         found[top, n_seeds] = (unconfirmed / table.scale, confirmed / table.scale)

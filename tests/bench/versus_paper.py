@@ -76,7 +76,7 @@ def judge(name: str, folder: Path, seed: int) -> dict[str, Any]:
     paper, epochs = train_paper(pack, seconds, seed, folder / "models")
     clips = pack.select("test")
     labels, ids = pack.labels[clips], pack.id_index[clips]
-    ours = Detector.load(folder / "models" / machine_type).score_pack(pack, clips)
+    ours = Detector.load(folder / "models" / machine_type).score_pack(pack, clips).scores
     theirs = paper.scores(clips).scores
     found = compare_aucs(ours, theirs, labels, ids, margin=0.01)
     assert found is not None

@@ -129,7 +129,7 @@ def test_a_better_candidate_is_promoted(compare: Callable[..., Decision]) -> Non
 
 def test_an_equal_one_is_kept_out(compare: Callable[..., Decision]) -> None:
     champion = make_detector()
-    decision = compare(champion, candidate_of(champion.score_pack(PACK, TEST)))
+    decision = compare(champion, candidate_of(champion.score_pack(PACK, TEST).scores))
     assert not decision.promoted
     assert decision.reason.startswith("not better, test_auc +0.000 [-0.")
     assert "1 times as cheap, 2 times is asked" in decision.reason
@@ -137,7 +137,7 @@ def test_an_equal_one_is_kept_out(compare: Callable[..., Decision]) -> None:
 
 def test_a_cheaper_one_that_is_no_worse_is_promoted(compare: Callable[..., Decision]) -> None:
     champion = make_detector(dataclasses.replace(NETWORK, channels=8))
-    candidate = candidate_of(champion.score_pack(PACK, TEST), make_detector())
+    candidate = candidate_of(champion.score_pack(PACK, TEST).scores, make_detector())
     tolerant = PromotionConfig(margin=0.1)
     decision = compare(champion, candidate, tolerant)
     assert decision.promoted
@@ -174,7 +174,7 @@ def test_cost_is_per_second_of_sound() -> None:
 
     def work(frontend: FrontendConfig) -> float:
         detector = make_detector(frontend=frontend)
-        return gmac_per_s(detector.config, len(detector.machine_ids))
+        return gmac_per_s(detector.members[0].config, len(detector.machine_ids))
 
     longer = dataclasses.replace(FRONTEND, n_frames=64)
     twice = dataclasses.replace(FRONTEND, n_frames=128)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mimimi_core.config import FrontendConfig, NetworkConfig, TrialConfig
-from mimimi_core.detector import Detector
+from mimimi_core.detector import Detector, Member
 from mimimi_core.network import build_network
 from mimimi_core.scoring import Threshold
 from search.registry import Registry
@@ -33,14 +33,13 @@ def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network=NetworkConfig(channels=2, depth=3), frontend=FrontendConfig(n_frames=16)
     )
     Detector(
-        config=config,
+        members=[Member(config=config, network=build_network(config.network, 2))],
         machine_type="fan",
         machine_ids=("id_00", "id_02"),
         thresholds={
             "id_00": Threshold(value=0.5, false_alarm_rate=0.1, n_normals=9),
             "id_02": None,
         },
-        network=build_network(config.network, 2),
     ).save(folder)
     return folder
 

@@ -23,7 +23,7 @@ def test_the_paper_then_the_own_champion_then_others(tmp_path: Path) -> None:
     params = {}
     for machine_type in ("valve", "fan", "pump"):
         detector = make_detector()
-        params[machine_type] = detector.config.to_params()
+        params[machine_type] = detector.members[0].config.to_params()
         folder = tmp_path / machine_type
         detector.save(folder)
         run = tracker.parent_run(machine_type)

@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search.config import SpaceFile
-from search.confirmation import choose, finalists, find_winner
+from search.confirmation import finalists, find_winner, ranked
 from search.studies import TypeStudy
 from tests.doubles import space_file
 from tests.study_fixtures import new_study
@@ -44,8 +44,23 @@ def test_finalists_are_the_best_complete_trials(study: TypeStudy) -> None:
 
 
 def test_the_highest_mean_wins_and_the_earlier_of_equals() -> None:
-    assert choose({1: [0.9, 0.5], 4: [0.75, 0.75]}) == 4
-    assert choose({4: [0.7, 0.7], 1: [0.7, 0.7]}) == 1
+    assert ranked({1: [0.9, 0.5], 4: [0.75, 0.75]}) == [4, 1]
+    assert ranked({4: [0.7, 0.7], 1: [0.7, 0.7]}) == [1, 4]
+
+
+def test_the_best_finalists_judge_together_where_that_is_asked_for(
+    study: TypeStudy, tmp_path: Path
+) -> None:
+    note(study, 1, 0.6)
+    note(study, 4, 0.8)
+    note(study, 0, 0.5)
+    space = settings(top=3, seeds=1)
+    together = space.confirmation.model_copy(update={"ensemble": 2})
+    winner = find_winner(study, space.model_copy(update={"confirmation": together}), tmp_path)
+    assert winner is not None
+    assert winner.members == (4, 1)
+    assert [path.parent.name for path in winner.checkpoints] == ["00004-0", "00001-0"]
+    assert winner.objectives == (0.8,)  # of the winner itself
 
 
 def test_the_winner_is_the_finalist_that_fresh_seeds_prefer(
@@ -59,7 +74,7 @@ def test_the_winner_is_the_finalist_that_fresh_seeds_prefer(
     assert winner.objectives == (0.8, 0.7)
     assert winner.mean == pytest.approx(0.75)
     # the first fresh seed's network, not the better one's: that would be selection again
-    assert winner.checkpoint.parent == tmp_path / "confirmation" / "fan" / "00004-0"
+    assert winner.checkpoints[0].parent == tmp_path / "confirmation" / "fan" / "00004-0"
 
 
 def test_a_finalist_that_fails_with_a_fresh_seed_does_not_win(
@@ -78,7 +93,7 @@ def test_without_confirmation_the_best_complete_trial_stands(
     winner = find_winner(study, settings(top=0, seeds=2), tmp_path)
     assert winner is not None
     assert (winner.number, winner.objectives) == (1, (0.9,))
-    assert winner.checkpoint.parent == tmp_path / "checkpoints" / "fan" / "00001"
+    assert winner.checkpoints[0].parent == tmp_path / "checkpoints" / "fan" / "00001"
 
 
 def test_fresh_seeds_differ_from_the_trial_s_and_from_each_other(study: TypeStudy) -> None:

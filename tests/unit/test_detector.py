@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mimimi_core import detector as module
-from mimimi_core.detector import Detector, DetectorError
+from mimimi_core.detector import Detector, DetectorError, Member
 from mimimi_core.network import build_network
 from mimimi_core.scoring import Threshold
 from tests.audio_fixtures import noise
@@ -26,7 +27,7 @@ def detector() -> Detector:
     network = build_network(NETWORK, len(IDS))
     network(torch.randn(16, 2, 33, 8))  # so that the running statistics have to travel too
     return Detector(
-        config=tiny_config(lr=0.02),
+        members=[Member(config=tiny_config(lr=0.02), network=network)],
         machine_type="fan",
         machine_ids=IDS,
         thresholds={
@@ -34,7 +35,6 @@ def detector() -> Detector:
             "id_02": Threshold(value=99.0, false_alarm_rate=0.1, n_normals=3),
             "id_04": None,
         },
-        network=network,
     )
 
 
@@ -49,7 +49,8 @@ def test_a_saved_detector_is_two_files_and_scores_the_same(
 ) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["detector.json", "weights.safetensors"]
     loaded = Detector.load(folder)
-    for name in ("config", "machine_type", "machine_ids", "thresholds"):
+    assert [m.config for m in loaded.members] == [m.config for m in detector.members]
+    for name in ("machine_type", "machine_ids", "thresholds"):
         assert getattr(loaded, name) == getattr(detector, name)
     for machine_id in IDS:
         found, expected = (d.score(WAVEFORMS, machine_id) for d in (loaded, detector))
@@ -61,7 +62,7 @@ def test_a_saved_detector_is_two_files_and_scores_the_same(
 
 def test_saving_again_replaces_the_detector(detector: Detector, folder: Path) -> None:
     with torch.no_grad():
-        detector.network.total_conv.bias.add_(torch.tensor([0.0, 3.0, 6.0]))
+        detector.members[0].network.total_conv.bias.add_(torch.tensor([0.0, 3.0, 6.0]))
     detector.save(folder)
     np.testing.assert_array_equal(
         Detector.load(folder).score(WAVEFORMS, "id_00"), detector.score(WAVEFORMS, "id_00")
@@ -106,7 +107,8 @@ def _cut(name: str, n_bytes: int) -> Callable[[Path], None]:
         lambda folder: (folder / "detector.json").write_bytes(b"\xff\xfe\x00"),
         lambda folder: (folder / "detector.json").write_text("[]"),
         lambda folder: (folder / "weights.safetensors").write_bytes(bytes(range(256))),
-        _drop("params"),
+        _drop("members"),
+        _edit("members", []),
         _drop("machine_ids"),
         _drop("machine_type"),
         _drop("thresholds"),
@@ -114,8 +116,9 @@ def _cut(name: str, n_bytes: int) -> Callable[[Path], None]:
         _edit("thresholds", []),
         _edit("thresholds", {machine_id: {"value": 1.0} for machine_id in IDS}),
         _edit("machine_ids", ["id_00", "id_02"]),
-        _edit("params", {"network.channels": 3}),
-        _edit("params", {"network.channles": 2}),
+        _edit("members", [{"params": {"network.channels": 3}, "scale": None}]),
+        _edit("members", [{"params": {"network.channles": 2}, "scale": None}]),
+        _edit("members", [{"params": {}}]),
     ],
 )
 def test_a_damaged_detector_is_refused_by_folder(
@@ -124,6 +127,19 @@ def test_a_damaged_detector_is_refused_by_folder(
     damage(folder)
     with pytest.raises(DetectorError, match="models/fan holds no readable detector"):
         Detector.load(folder)
+
+
+def test_a_model_of_before_ensembles_is_read(detector: Detector, folder: Path) -> None:
+    settings = json.loads((folder / "detector.json").read_text())
+    (member,) = settings.pop("members")
+    settings["params"] = member["params"]
+    (folder / "detector.json").write_text(json.dumps(settings))
+    weights = load_file(folder / "weights.safetensors")
+    plain = {name.removeprefix("0."): tensor for name, tensor in weights.items()}
+    save_file(plain, folder / "weights.safetensors")
+    np.testing.assert_array_equal(
+        Detector.load(folder).score(WAVEFORMS, "id_00"), detector.score(WAVEFORMS, "id_00")
+    )
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
@@ -161,7 +177,7 @@ def test_clips_of_a_pack_are_scored_each_under_its_own_id(detector: Detector) ->
     pack = tone_pack(n_ids=2, n_train=2, n_other=1)
     pack = dataclasses.replace(pack, machine_ids=("id_00", "id_04"))  # the network has 3
     clips = np.array([5, 1, len(pack.names) - 1])
-    found = detector.score_pack(pack, clips)
+    found = detector.score_pack(pack, clips).scores
     assert {pack.machine_ids[i] for i in pack.id_index[clips]} == {"id_00", "id_04"}
     for score, clip in zip(found, clips, strict=True):
         waveform = pack.samples[pack.starts[clip] : pack.starts[clip] + pack.lengths[clip]]

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import zscore
 from sklearn.metrics import roc_auc_score
 
-from mimimi_core.ensemble import fit_scale
+from mimimi_core.ensemble import EnsembleError, fit_scale
 
 RNG = np.random.default_rng(0)
 
@@ -27,7 +27,7 @@ def test_an_id_without_two_clips_takes_the_mean_of_the_others() -> None:
 
 @pytest.mark.parametrize("scores", [[1.0], [2.0, 2.0], []])
 def test_without_any_spread_there_is_no_scale(scores: list[float]) -> None:
-    with pytest.raises(ValueError, match="two held-out normal clips whose scores differ"):
+    with pytest.raises(EnsembleError, match="two held-out normal clips whose scores differ"):
         fit_scale(np.array(scores), np.zeros(len(scores), int), 2)
 
 

@@ -1,11 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from mimimi_core.detector import DetectorError
-from mimimi_core.evaluation import build_detector, describe, evaluate, evaluate_detector
+from mimimi_core.detector import Detector, DetectorError
+from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
 from mimimi_core.metrics import youden_j
 from mimimi_core.scoring import fit_threshold
-from mimimi_core.training import Training
+from mimimi_core.training import Training, held_out_normals
 from tests.model_fixtures import CPU, make_detector, make_pack, resplit, tiny_config, tone_pack
 
 
@@ -16,8 +18,12 @@ def training() -> Training:
     return training
 
 
+def judge(training: Training) -> Evaluation:
+    return evaluate(build_detector([training]), training.pack)
+
+
 def test_each_split_is_judged_on_its_own_clips(training: Training) -> None:
-    pack, found = training.pack, evaluate(training)
+    pack, found = training.pack, judge(training)
     assert found.val == training.auc_report("val")
     assert found.test == training.auc_report("test")
     assert found.dev == training.auc_report("val", "test")
@@ -33,7 +39,7 @@ def test_each_split_is_judged_on_its_own_clips(training: Training) -> None:
 
 
 def test_thresholds_come_from_held_out_normals_alone(training: Training) -> None:
-    pack, found = training.pack, evaluate(training)
+    pack, found = training.pack, judge(training)
     for index, machine_id in enumerate(pack.machine_ids):
         is_held_out = (pack.splits == "holdout") | (pack.splits == "val")
         clips = np.flatnonzero(is_held_out & (pack.labels == 0) & (pack.id_index == index))
@@ -48,7 +54,7 @@ def test_thresholds_come_from_held_out_normals_alone(training: Training) -> None
 def test_without_test_clips_there_is_an_evaluation_without_a_test(training: Training) -> None:
     pack = training.pack
     untested = Training(tiny_config(), resplit(pack, pack.select("test"), "unused"), CPU)
-    found = evaluate(untested)
+    found = judge(untested)
     assert found.test.auc is None
     assert found.dev == found.val
     assert len(found.test_scores.scores) == 0
@@ -60,14 +66,14 @@ def test_without_test_clips_there_is_an_evaluation_without_a_test(training: Trai
 def test_without_held_out_normals_there_are_no_thresholds(training: Training) -> None:
     pack = training.pack
     bare = resplit(pack, np.flatnonzero((pack.splits != "train") & (pack.labels == 0)), "unused")
-    found = evaluate(Training(tiny_config(), bare, CPU))
+    found = judge(Training(tiny_config(), bare, CPU))
     assert found.thresholds == {"id_00": None, "id_02": None}
 
 
 def test_a_description_names_the_ids_without_an_auc(training: Training) -> None:
     pack = training.pack
     anomalies = np.flatnonzero((pack.splits == "test") & (pack.labels == 1) & (pack.id_index == 1))
-    report = evaluate(Training(tiny_config(), resplit(pack, anomalies, "unused"), CPU)).test
+    report = judge(Training(tiny_config(), resplit(pack, anomalies, "unused"), CPU)).test
     first, id_00, id_02 = describe(report, "fan test_auc")
     assert report.auc is not None
     assert report.ci is not None
@@ -79,18 +85,19 @@ def test_a_description_names_the_ids_without_an_auc(training: Training) -> None:
 
 
 def test_the_detector_scores_as_the_training_did(training: Training) -> None:
-    pack, found = training.pack, evaluate(training)
-    detector = build_detector(training, found)
+    pack, found = training.pack, judge(training)
+    detector = build_detector([training])
     assert (detector.machine_type, detector.machine_ids) == ("fan", pack.machine_ids)
     assert detector.thresholds == found.thresholds
     np.testing.assert_allclose(
-        detector.score_pack(pack, pack.select("test")), found.test_scores.scores, atol=1e-5
+        training.scores(pack.select("test")).scores, found.test_scores.scores, atol=1e-5
     )
 
 
-def test_a_saved_detector_is_judged_as_the_training_was(training: Training) -> None:
-    expected = evaluate(training)
-    found = evaluate_detector(build_detector(training, expected), training.pack)
+def test_a_saved_detector_is_judged_as_the_training_was(training: Training, tmp_path: Path) -> None:
+    expected = judge(training)
+    build_detector([training]).save(tmp_path)
+    found = evaluate(Detector.load(tmp_path), training.pack)
     assert (found.val, found.test, found.dev) == (expected.val, expected.test, expected.dev)
     assert found.thresholds == expected.thresholds
     assert found.val_youden_j == expected.val_youden_j
@@ -104,7 +111,7 @@ def test_a_detector_judges_a_pack_of_some_of_its_ids() -> None:
     rng = np.random.default_rng(0)
     clips = [rng.integers(-9000, 9000, 800).astype(np.int16) for _ in range(8)]
     pack = make_pack(clips, [0] * 8, [0, 1] * 4, ["val"] * 4 + ["test"] * 4)
-    found = evaluate_detector(detector, pack)
+    found = evaluate(detector, pack)
     assert found.machine_ids == ("id_99", "id_00")
     assert found.test.without_auc == ("id_99",)
     assert found.test.auc == found.test.per_id[1].auc
@@ -117,4 +124,34 @@ def test_a_detector_judges_a_pack_of_some_of_its_ids() -> None:
 def test_a_detector_refuses_ids_it_does_not_know() -> None:
     detector = make_detector(machine_ids=("id_00", "id_04"))
     with pytest.raises(DetectorError, match=r"it knows id_00, id_04, not id_02: leave"):
-        evaluate_detector(detector, tone_pack(n_ids=2))
+        evaluate(detector, tone_pack(n_ids=2))
+
+
+def test_several_networks_judge_by_the_mean_of_their_z_scores(
+    training: Training, tmp_path: Path
+) -> None:
+    pack = training.pack
+    other = Training(tiny_config(seed=1, lr=1e-2), pack, CPU)
+    other.run_epoch()
+    build_detector([training, other]).save(tmp_path)
+    detector = Detector.load(tmp_path)
+    test, normals = pack.select("test"), held_out_normals(pack)
+    expected, of_normals = np.zeros(len(test)), np.zeros(len(normals))
+    for one in (training, other):
+        known, found = one.scores(normals), one.scores(test)
+        for index in range(2):
+            own = known.scores[known.id_index == index]
+            mine, of_id = found.id_index == index, known.id_index == index
+            expected[mine] += (found.scores[mine] - own.mean()) / own.std(ddof=1) / 2
+            of_normals[of_id] += (own - own.mean()) / own.std(ddof=1) / 2
+    np.testing.assert_allclose(detector.score_pack(pack, test).scores, expected, rtol=1e-4)
+    for index, machine_id in enumerate(pack.machine_ids):
+        threshold = fit_threshold(of_normals[known.id_index == index])
+        assert threshold is not None
+        assert detector.thresholds[machine_id].value == pytest.approx(threshold.value, rel=1e-4)
+
+
+def test_several_networks_need_a_scale_each(training: Training) -> None:
+    (member,) = build_detector([training]).members
+    with pytest.raises(ValueError, match="several that each have a scale"):
+        Detector(members=[member, member], machine_type="fan", machine_ids=("a",), thresholds={})

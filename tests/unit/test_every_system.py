@@ -80,16 +80,16 @@ def test_a_resumed_training_is_bit_equal(tmp_path: Path, pack: Pack, system: str
 def test_a_saved_detector_scores_like_its_training(tmp_path: Path, pack: Pack, system: str) -> None:
     training = Training(small_config(system, epochs=1), pack, CPU)
     training.run_epoch()
-    evaluation = evaluate(training)
+    evaluation = evaluate(build_detector([training]), training.pack)
     assert evaluation.test.auc is not None
     values = [t.value for t in evaluation.thresholds.values() if t is not None]
     assert np.isfinite(values).all()
     assert len(values) == 2 or system == "mobilenetv2"  # too slow to tell clips apart yet
-    build_detector(training, evaluation).save(tmp_path / "fan")
+    build_detector([training]).save(tmp_path / "fan")
     detector = Detector.load(tmp_path / "fan")
     clips = pack.select("test")
     if detector.device == CPU:
-        scores = detector.score_pack(pack, clips)
+        scores = detector.score_pack(pack, clips).scores
         np.testing.assert_array_equal(scores, evaluation.test_scores.scores)
 
 

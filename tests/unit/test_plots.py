@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from mimimi_core.analysis import Analysis, Decisions, IdAnalysis, analyse
-from mimimi_core.evaluation import evaluate
+from mimimi_core.evaluation import build_detector, evaluate
 from mimimi_core.metrics import AucReport, IdAuc, auc_report
 from mimimi_core.plots import (
     decision_confusion,
@@ -131,7 +131,7 @@ def test_decisions_of_many_ids_fit(tmp_path) -> None:
 def test_an_evaluation_has_four_figures(tmp_path) -> None:
     training = Training(tiny_config(), tone_pack(n_other=5), CPU)
     training.run_epoch()
-    evaluation = evaluate(training)
+    evaluation = evaluate(build_detector([training]), training.pack)
     figures = evaluation_figures(evaluation)
     assert sorted(figures) == ["decisions", "ids", "roc", "scores"]
     analysis = analyse(evaluation)
@@ -144,7 +144,11 @@ def test_an_evaluation_has_four_figures(tmp_path) -> None:
 
 def test_a_system_that_names_no_ids_has_no_figure_of_them() -> None:
     training = Training(small_config("autoencoder"), tone_pack(n_other=5), CPU)
-    assert sorted(evaluation_figures(evaluate(training))) == ["decisions", "roc", "scores"]
+    assert sorted(evaluation_figures(evaluate(build_detector([training]), training.pack))) == [
+        "decisions",
+        "roc",
+        "scores",
+    ]
 
 
 def test_figures_of_no_clips_are_drawn(tmp_path) -> None:
