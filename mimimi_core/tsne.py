@@ -89,7 +89,7 @@ def embed(detector: Detector, pack: Pack, clips: np.ndarray) -> np.ndarray:
     """Embeddings of clips of a pack, float64 `(n, D)`.
 
     Args:
-        detector: A classifier.
+        detector: A classifier; of several networks, the first is taken.
         pack: Holds the clips.
         clips: int64 `(n,)` indices into it, at least one.
 
@@ -97,10 +97,10 @@ def embed(detector: Detector, pack: Pack, clips: np.ndarray) -> np.ndarray:
         EmbeddingError: The system classifies nothing.
         DetectorError: A clip is of an id that the detector does not know.
     """
-    network = detector.network
+    network, config = detector.members[0].network, detector.members[0].config
     if not isinstance(network, Classifier):
         raise EmbeddingError(
-            f"a system of network.kind {detector.config.network.kind!r} tells no machine ids "
+            f"a system of network.kind {config.network.kind!r} tells no machine ids "
             "apart, so it has no embedding"
         )
     unknown = {pack.machine_ids[i] for i in pack.id_index[clips]} - set(detector.machine_ids)
@@ -120,8 +120,7 @@ def embed(detector: Detector, pack: Pack, clips: np.ndarray) -> np.ndarray:
     finally:
         hook.remove()
     windows = torch.cat(pooled).double().numpy()
-    frontend = detector.config.frontend
-    counts = np.array([len(window_offsets(int(n), frontend)) for n in pack.lengths[clips]])
+    counts = np.array([len(window_offsets(int(n), config.frontend)) for n in pack.lengths[clips]])
     sums = np.add.reduceat(windows, np.cumsum(counts) - counts, axis=0)
     return np.asarray(sums / counts[:, None])
 

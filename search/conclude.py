@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import ray
 import torch
+from matplotlib.figure import Figure
 
 from mimimi_core import plots
 from mimimi_core.analysis import analyse
@@ -18,6 +19,7 @@ from mimimi_core.id_table import write_csv
 from mimimi_core.metrics import AucReport
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
+from mimimi_core.winner_figures import winner_figures
 from search.champions import Candidate, Decision, challenge, compare_with_champion
 from search.config import PromotionConfig
 from search.confirmation import Winner
@@ -88,12 +90,12 @@ def conclude(
     model_folder = folder / "models" / study.machine_type
     task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
     threads = max(1, int(resources["cpu"]))
-    evaluation = ray.get(
+    evaluation, figures = ray.get(
         task.remote(winner.checkpoints, pack.path.absolute(), model_folder.absolute(), threads)
     )
     _tell(study, winner, evaluation)
 
-    _log_figures(tracker, study.machine_type, evaluation)
+    _log_figures(tracker, study.machine_type, evaluation, figures)
     version, decision = None, Decision(promoted=False, reason="--promote never")
     if mode == "auto":
         version = _register(study, pack, winner, evaluation, model_folder, tracker, registry, tags)
@@ -169,14 +171,18 @@ def _shown(report: AucReport) -> str:
 
 def _evaluate(
     states: Sequence[Path], pack_path: Path, model_folder: Path, threads: int
-) -> Evaluation:
-    """On a worker: restore the winner and who judges with it, score them, save their detector."""
+) -> tuple[Evaluation, dict[str, Figure]]:
+    """On a worker: restore the winner and who judges with it, score them, save their detector.
+
+    Returns:
+        What it is worth, and the paper's figures of it.
+    """
     torch.set_num_threads(threads)
     pack = open_pack(pack_path)
     detector = build_detector([Training.from_checkpoint(state, pack) for state in states])
     evaluation = evaluate(detector, pack)
     detector.save(model_folder)
-    return evaluation
+    return evaluation, winner_figures(detector, pack, evaluation.test_scores)
 
 
 def _best_val_auc(study: TypeStudy) -> float | None:
@@ -200,9 +206,11 @@ def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
     logger.info("%s", "\n  ".join(lines))
 
 
-def _log_figures(tracker: Tracker, machine_type: str, evaluation: Evaluation) -> None:
+def _log_figures(
+    tracker: Tracker, machine_type: str, evaluation: Evaluation, figures: Mapping[str, Figure]
+) -> None:
     run_id = tracker.parent_run(machine_type)
-    tracker.log_figures(run_id, plots.evaluation_figures(evaluation))
+    tracker.log_figures(run_id, {**plots.evaluation_figures(evaluation), **figures})
     with tempfile.TemporaryDirectory() as folder:
         write_csv(analyse(evaluation), Path(folder) / "per_id.csv")
         tracker.log_files(run_id, Path(folder))

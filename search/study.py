@@ -78,6 +78,9 @@ def run_study(
     packs = pack_data(manifest, out)
     objectives = {t: _objective(pack, space_file.study.objective) for t, pack in packs.items()}
     _warn(packs, objectives)
+    if space_file.confirmation.ensemble > 1:
+        for pack in packs.values():
+            _require_scale(pack)
     settings = _settings(space_file)
     name = name or f"{space_name}-{_signature(settings, packs)}"
     folder = out / name
@@ -302,6 +305,21 @@ def _warn(packs: Mapping[str, Pack], objectives: Mapping[str, str]) -> None:
                     split,
                     ", ".join(without),
                 )
+
+
+def _require_scale(pack: Pack) -> None:
+    """Refuse an ensemble whose members could not be put on one scale.
+
+    Raises:
+        StudyError: No machine id has two held-out normal clips.
+    """
+    n_clips = np.bincount(pack.id_index[held_out_normals(pack)], minlength=len(pack.machine_ids))
+    if n_clips.max() < 2:
+        raise StudyError(
+            f"{pack.machine_type}: confirmation.ensemble needs a machine id with two normal clips "
+            f"held out of training, got {', '.join(map(str, n_clips))} of the ids: add normal "
+            "recordings (10 of an id are enough), or set it to 1"
+        )
 
 
 def _say_what_is_left(studies: Mapping[str, TypeStudy], n_trials: int) -> None:

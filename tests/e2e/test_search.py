@@ -211,3 +211,56 @@ def test_real_clips_of_four_types(tmp_path: Path) -> None:
         "--tracking-uri", summary["tracking_uri"], *clips,
     )  # fmt: skip
     assert len(scored.stdout.splitlines()) == 3
+
+
+TABLE = """
+study: {trials: 3, epochs: 1}
+sampler: {name: grid}
+scheduler: {name: none}
+confirmation: {top: 3, seeds: 2, test: all, ensemble: 2}
+parameters:
+  frontend.kind: {kind: fixed, value: logmel}
+  network.kind: {kind: categorical, choices: [mahalanobis, gmade, mobilenetv2]}
+  augment.mixing: {kind: fixed, value: true, when: {network.kind: mobilenetv2}}
+  augment.mixing_p: {kind: fixed, value: 1.0, when: {augment.mixing: true}}
+  train.lr: {kind: fixed, value: 0.001}
+"""
+
+
+def test_systems_are_set_side_by_side_beside_published_ones(out: Path, embedded: Path) -> None:
+    space = out / "table.yaml"
+    space.write_text(TABLE)
+    options = ["--space", space, "--data", embedded, "--out", out, "--study", "table"]
+    summary, said = search(*options, "--machine-types", "fan")
+    assert summary["machine_types"]["fan"]["complete"] == 3
+    assert "fan: 3 finalists meet the test clips" in said
+    printed = command("search.report", "--study", "table", "--out", out).stdout
+    for system in ("Giri et al., log-mel, MobileNetV2", "group MADE", "Giri et al., ensemble"):
+        assert f"| {system}" in printed
+    with (out / "table" / "report" / "systems.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ours = [row for row in rows if (row["source"], row["clips"]) == ("this study", "test")]
+    assert len(ours) == 4  # three systems, one ensemble
+    for row in ours:
+        assert float(row["auc_low"]) <= float(row["auc"]) <= float(row["auc_high"])
+        assert row["n_seeds"] == "2"
+    client = MlflowClient(summary["tracking_uri"])
+    experiment = client.get_experiment_by_name("table")
+    assert experiment is not None
+    (parent,) = client.search_runs(
+        [experiment.experiment_id], "tags.mlflow.runName = 'fan' and attributes.status = 'FINISHED'"
+    )
+    stored = [file.path for file in client.list_artifacts(parent.info.run_id)]
+    assert {"systems.png", "systems.md", "systems.csv"} <= set(stored)
+
+    settings = json.loads((out / "table" / "models" / "fan" / "detector.json").read_text())
+    assert len(settings["members"]) == 2  # the two best finalists judge together
+    clip = next((embedded / "fan" / "test").glob("anomaly_id_02_*.wav"))
+    champion = ["--machine-type", "fan", "--machine-id", "id_02"]
+    model = ["--model", out / "table" / "models" / "fan"]
+    (row,) = csv.DictReader(command("search.score", *champion, *model, clip).stdout.splitlines())
+    assert row["decision"] in ("normal", "anomaly")
+
+    again, said = search(*options, "--machine-types", "fan")
+    assert again == summary
+    assert "meet the test clips" not in said

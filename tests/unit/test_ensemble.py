@@ -6,6 +6,8 @@ from scipy.stats import zscore
 from sklearn.metrics import roc_auc_score
 
 from mimimi_core.ensemble import EnsembleError, fit_scale
+from search.study import StudyError, _require_scale
+from tests.model_fixtures import resplit, tone_pack
 
 RNG = np.random.default_rng(0)
 
@@ -42,3 +44,11 @@ def test_a_loud_member_does_not_drown_a_quiet_one() -> None:
     together = roc_auc_score(labels, np.mean(z, axis=0))
     assert together > 0.9
     assert together > roc_auc_score(labels, quiet + loud) + 0.1
+
+
+def test_a_study_without_held_out_normals_is_refused_before_it_trains() -> None:
+    pack = tone_pack(n_ids=2, n_other=1)
+    _require_scale(pack)  # one in holdout, one in val
+    bare = resplit(pack, pack.select("val", label=0), "unused")
+    with pytest.raises(StudyError, match="fan: confirmation.ensemble needs .* got 1, 1 of the ids"):
+        _require_scale(bare)

@@ -9,7 +9,7 @@ import torch
 
 from mimimi_core.config import CLASSIFIERS, NetworkConfig
 from mimimi_core.crops import window_offsets
-from mimimi_core.detector import Detector, DetectorError
+from mimimi_core.detector import Detector, DetectorError, Member
 from mimimi_core.network import build_network
 from mimimi_core.pack import Pack
 from mimimi_core.tsne import EmbeddingError, embed, main, map_to_plane, settings, tsne_figure
@@ -23,12 +23,12 @@ IDS = ("id_00", "id_02")
 def detector_of(system: str, machine_ids: tuple[str, ...] = IDS) -> Detector:
     config = small_config(system)
     torch.manual_seed(0)
+    network = build_network(config.network, len(machine_ids), config.frontend)
     return Detector(
-        config=config,
+        members=[Member(config=config, network=network)],
         machine_type="fan",
         machine_ids=machine_ids,
         thresholds=dict.fromkeys(machine_ids),
-        network=build_network(config.network, len(machine_ids), config.frontend),
     )
 
 
@@ -42,23 +42,25 @@ def test_the_last_layer_makes_the_scores_of_the_embeddings() -> None:
     pack = pack_of(FRONTEND.crop_samples)  # a window each, so that no mean comes between
     clips = np.arange(3)
     detector = detector_of("complex with attention")
-    weight = detector.network.total_conv.weight[:, :, 0, 0].double().detach().numpy()
-    bias = detector.network.total_conv.bias.double().detach().numpy()
+    weight = detector.members[0].network.total_conv.weight[:, :, 0, 0].double().detach().numpy()
+    bias = detector.members[0].network.total_conv.bias.double().detach().numpy()
     logits = embed(detector, pack, clips) @ weight.T + bias
     nll = np.log(np.exp(logits).sum(axis=1)) - logits[clips, pack.id_index]
-    np.testing.assert_allclose(nll, detector.score_pack(pack, clips), rtol=1e-4)
+    np.testing.assert_allclose(nll, detector.score_pack(pack, clips).scores, rtol=1e-4)
 
 
 def test_cosines_of_the_embeddings_are_the_scores_of_a_cosine_head() -> None:
     detector = detector_of("arcface")
-    pack = pack_of(detector.config.frontend.crop_samples)
+    pack = pack_of(detector.members[0].config.frontend.crop_samples)
     clips = np.arange(3)
-    head = detector.network.total_conv
+    head = detector.members[0].network.total_conv
     ways = torch.nn.functional.normalize(head.directions).double().detach().numpy()
     found = embed(detector, pack, clips)
     cosines = (found / np.linalg.norm(found, axis=1, keepdims=True)) @ ways.T
     expected = head.scale * (1 - cosines[clips, pack.id_index])
-    np.testing.assert_allclose(detector.score_pack(pack, clips), expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        detector.score_pack(pack, clips).scores, expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_a_clip_is_the_mean_of_its_windows() -> None:
@@ -87,7 +89,7 @@ def test_a_clip_is_the_mean_of_its_windows() -> None:
 def test_every_classifier_has_an_embedding_and_no_other_system(system: str) -> None:
     detector = detector_of(system)
     short = pack_of(100)
-    kind = detector.config.network.kind
+    kind = detector.members[0].config.network.kind
     if kind not in CLASSIFIERS:
         with pytest.raises(EmbeddingError, match=f"{kind!r} tells no machine ids apart"):
             embed(detector, short, np.arange(3))
@@ -96,7 +98,7 @@ def test_every_classifier_has_an_embedding_and_no_other_system(system: str) -> N
     assert found.shape[0] == 3
     assert found.shape[1] >= 2
     assert np.isfinite(found).all()
-    assert not detector.network.total_conv._forward_pre_hooks
+    assert not detector.members[0].network.total_conv._forward_pre_hooks
 
 
 def test_an_unknown_machine_is_refused_by_name() -> None:
