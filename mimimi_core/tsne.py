@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from mimimi_core.audio import AudioError
-from mimimi_core.clips import ManifestError, find_clips
+from mimimi_core.clips import ManifestError
 from mimimi_core.crops import window_offsets
 from mimimi_core.detector import Detector, DetectorError
+from mimimi_core.evaluate import open_data
 from mimimi_core.figure_file import FigureFileError, write_figure
-from mimimi_core.pack import Pack, open_pack, pack_clips
+from mimimi_core.pack import Pack, PackError
 from mimimi_core.systems import Classifier
 
 # The paper's. Its 200 iterations are fewer than scikit-learn allows: 1000 are run.
@@ -182,16 +183,18 @@ def main(argv: list[str] | None = None) -> int:
                 f"{args.model} holds a {detector.machine_type} model, so --machine-type must be "
                 f"{detector.machine_type!r}, got {args.machine_type!r}"
             )
-        clips = find_clips(args.data)
-        if args.machine_type not in clips:
-            raise ManifestError(
-                f"--machine-type {args.machine_type!r} is not in {args.data}; there are "
-                f"{', '.join(clips)}"
-            )
-        pack = open_pack(pack_clips(clips[args.machine_type], Path("runs/packs")))
+        packs = Path("runs/packs")
+        pack = open_data(args.data, args.machine_type, packs, detector.sample_rate)
         machine_ids = None if args.machine_id is None else [args.machine_id]
         write_figure(tsne_figure(detector, pack, machine_ids), args.out)
-    except (DetectorError, ManifestError, AudioError, EmbeddingError, FigureFileError) as error:
+    except (
+        DetectorError,
+        ManifestError,
+        AudioError,
+        PackError,
+        EmbeddingError,
+        FigureFileError,
+    ) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

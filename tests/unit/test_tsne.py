@@ -11,7 +11,7 @@ from mimimi_core.config import CLASSIFIERS, NetworkConfig
 from mimimi_core.crops import window_offsets
 from mimimi_core.detector import Detector, DetectorError, Member
 from mimimi_core.network import build_network
-from mimimi_core.pack import Pack
+from mimimi_core.pack import Pack, open_pack
 from mimimi_core.tsne import EmbeddingError, embed, main, map_to_plane, settings, tsne_figure
 from tests.audio_fixtures import write_dcase2020
 from tests.model_fixtures import FRONTEND, make_detector, make_pack, tone, tone_pack
@@ -165,6 +165,15 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(model: Path, data: Path, *more: str) -> int:
     return main(["--model", str(model), "--data", str(data), "--out", "out/fan.png", *more])
+
+
+def test_command_hears_clips_at_the_rate_of_the_model(model: Path, tmp_path: Path) -> None:
+    make_detector(frontend=dataclasses.replace(FRONTEND, sample_rate=8000), machine_ids=IDS).save(
+        model
+    )
+    data = write_dcase2020(tmp_path / "data", n_test=6)
+    assert command(model, data, "--machine-type", "fan") == 0
+    assert [open_pack(path).sample_rate for path in Path("runs/packs").iterdir()] == [8000]
 
 
 def test_command(model: Path, tmp_path: Path) -> None:
