@@ -20,7 +20,6 @@ anything: all trainings have the same epochs, and the network of the last one co
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from time import process_time
@@ -132,7 +131,7 @@ def train(name: str, pack: Pack, conditions: np.ndarray, seed: int, epochs: int)
         (`magnitude_head`, `complex_head`); the `share` of the attention's weights that is on the
         complex branch for normal clips, and how much larger it is, `lean`, in a condition.
     """
-    params = ROWS[name].params | SMALL | {"train.epochs": epochs, "train.seed": seed}
+    params = {**ROWS[name].params, **SMALL, "train.epochs": epochs, "train.seed": seed}
     training = _UnwatchedTraining(TrialConfig.from_params(params), pack)
     while not training.is_done:
         training.run_epoch()
@@ -140,8 +139,7 @@ def train(name: str, pack: Pack, conditions: np.ndarray, seed: int, epochs: int)
     ids, found = pack.id_index[clips], conditions[clips]
     nll, weights = observe(training, clips)
     is_normal = found == NORMAL
-    right = nll[TOTAL].argmin(1) == ids
-    table = {"accuracy": {NORMAL: float(right[is_normal].mean())}}
+    table = {"accuracy": {NORMAL: float((nll[TOTAL].argmin(1) == ids)[is_normal].mean())}}
     for head, values in nll.items():
         own = values[np.arange(len(ids)), ids]
         figure = head if head == TOTAL else f"{head}_head"
@@ -252,7 +250,7 @@ def draw(said: Mapping[str, Any], path: Path) -> None:
     """Picture the AUC over the jitter, a panel per kind, with the intervals as bands."""
     import matplotlib.pyplot as plt  # slow to load, and only a picture needs it
 
-    kinds = [kind for kind in said["auc_magnitude"] if kind != "valve"]
+    kinds = list(said["auc_magnitude"])
     figure, panels = plt.subplots(1, len(kinds), figsize=(4.5 * len(kinds), 3.6), squeeze=False)
     for panel, kind in zip(panels[0], kinds, strict=True):
         for name, marker in zip(ROWS, "so^", strict=True):
@@ -286,9 +284,9 @@ def main() -> None:
                 started = process_time()
                 table = train(name, pack, conditions, seed, epochs)
                 outcomes[kind][name].append(table)
-                found = ", ".join(f"{c} {auc:.2f}" for c, auc in table[TOTAL].items())
-                print(f"{kind}, seed {seed}, {name}: {found}; {process_time() - started:.0f} s")
-                sys.stdout.flush()
+                row = [f"{condition} {auc:.2f}" for condition, auc in table[TOTAL].items()]
+                took = f"{process_time() - started:.0f} s"
+                print(f"{kind}, seed {seed}, {name}: {', '.join(row)}; {took}", flush=True)
     said = summarise(outcomes)
     print_tables(said)
     if args.figure:
