@@ -139,7 +139,12 @@ class TypeStudy:
     @property
     def is_exhausted(self) -> bool:
         """Whether no configuration is left to try."""
-        return self._grid is not None and len(self._all()) >= len(self._grid)
+        return self._grid is not None and self._untried() is None
+
+    def _untried(self) -> Params | None:
+        """The next configuration of the grid, which may have been widened; None at its end."""
+        tried = [self.space.locate(all_params(trial)) for trial in self._all()]
+        return next((params for params in self._grid or () if params not in tried), None)
 
     def can_ask(self) -> bool:
         """Whether all has ended that the next trial is to know of."""
@@ -185,7 +190,7 @@ class TypeStudy:
         number = len(trials)
         given, offered = None, {}
         if self._grid is not None:
-            given = self._grid[number]
+            given = self._untried()
         else:
             used = {trial.user_attrs.get("offer") for trial in trials}
             for index, (origin, params) in enumerate(self.noted("offers")):

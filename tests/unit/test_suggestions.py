@@ -156,6 +156,22 @@ class TestGrid:
         assert study.ask() is None
         assert study.n_left(100) == 0
 
+    def test_a_widened_grid_tries_what_is_new_and_nothing_twice(self) -> None:
+        """A further choice of the first parameter moves the places of all later combinations."""
+        storage, grid = InMemoryStorage(), SamplerConfig(name="grid")
+        parameters = {
+            "network.attention": {"kind": "categorical", "choices": [False]},
+            "network.channels": {"kind": "int", "low": 8, "high": 9},
+        }
+        drawn(new_study(storage, parameters=parameters, sampler=grid), 2, level=0.5)
+        parameters["network.attention"] = {"kind": "categorical", "choices": [True, False]}
+        study = new_study(storage, parameters=parameters, sampler=grid)
+        found = [
+            (p["network.attention"], p["network.channels"]) for p in drawn(study, 2, level=0.5)
+        ]
+        assert found == [(True, 8), (True, 9)]
+        assert study.ask() is None
+
     def test_what_breaks_a_limit_is_passed_over(self) -> None:
         study = new_study(
             parameters=GRID,
