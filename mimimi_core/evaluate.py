@@ -63,15 +63,19 @@ def open_data(data: Path, machine_type: str, packs: Path, sample_rate: int) -> P
 def show(evaluation: Evaluation, machine_type: str, out: Path) -> None:
     """Print the table of the test, and write it and the figures to `OUT/<type>-evaluation`."""
     folder = out / f"{machine_type}-evaluation"
-    analysis = analyse(evaluation)
-    write_csv(analysis, folder / "per_id.csv")
-    for name, figure in evaluation_figures(evaluation).items():
-        write_figure(figure, folder / f"{name}.png")
+    write_evaluation(evaluation, folder)
     print(f"{machine_type}, test clips\n")
-    print("\n".join(table(analysis)))
+    print("\n".join(table(analyse(evaluation))))
     print(f"val_auc {_auc(evaluation.val)}")
     print(f"dev_auc {_auc(evaluation.dev)}: val and test, to compare with published tables only")
     print(f"evaluation: {folder}")
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write the table of the test as `per_id.csv`, and its figures."""
+    write_csv(analyse(evaluation), folder / "per_id.csv")
+    for name, figure in evaluation_figures(evaluation).items():
+        write_figure(figure, folder / f"{name}.png")
 
 
 def _auc(report: AucReport) -> str:

@@ -2,20 +2,17 @@
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 import torch
-from matplotlib.figure import Figure
 
-from mimimi_core import plots
-from mimimi_core.analysis import analyse
 from mimimi_core.detector import Detector
+from mimimi_core.evaluate import write_evaluation
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
-from mimimi_core.id_table import write_csv
+from mimimi_core.figure_file import write_figure
 from mimimi_core.metrics import AucReport
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
@@ -80,7 +77,7 @@ def conclude(
     best = {"best_val_auc": _best_val_auc(study)}
     noted = study.noted("outcome")
     members = list(winner.members)
-    is_known = noted and noted["members"] == members
+    is_known = noted and noted.get("members", [noted["winner"]]) == members
     if is_known and (mode == "never" or noted["version"]):
         champion = {"champion_version": _champion(registry, study)}  # may have changed since
         return {**counts, **best, **noted["findings"], **champion}
@@ -88,14 +85,14 @@ def conclude(
         return counts | dict.fromkeys(_FINDINGS) | best | {"promoted": False}
 
     model_folder = folder / "models" / study.machine_type
+    evaluation_folder = folder / "evaluation" / study.machine_type
     task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
     threads = max(1, int(resources["cpu"]))
-    evaluation, figures = ray.get(
-        task.remote(winner.checkpoints, pack.path.absolute(), model_folder.absolute(), threads)
-    )
+    targets = (model_folder.absolute(), evaluation_folder.absolute())
+    evaluation = ray.get(task.remote(winner.checkpoints, pack.path.absolute(), *targets, threads))
     _tell(study, winner, evaluation)
-
-    _log_figures(tracker, study.machine_type, evaluation, figures)
+    run_id = tracker.parent_run(study.machine_type)
+    tracker.log_files(run_id, evaluation_folder, "evaluation")
     version, decision = None, Decision(promoted=False, reason="--promote never")
     if mode == "auto":
         version = _register(study, pack, winner, evaluation, model_folder, tracker, registry, tags)
@@ -170,19 +167,25 @@ def _shown(report: AucReport) -> str:
 
 
 def _evaluate(
-    states: Sequence[Path], pack_path: Path, model_folder: Path, threads: int
-) -> tuple[Evaluation, dict[str, Figure]]:
+    states: Sequence[Path],
+    pack_path: Path,
+    model_folder: Path,
+    evaluation_folder: Path,
+    threads: int,
+) -> Evaluation:
     """On a worker: restore the winner and who judges with it, score them, save their detector.
 
-    Returns:
-        What it is worth, and the paper's figures of it.
+    Figures are written here, and not handed over: matplotlib cannot use what Ray makes of them.
     """
     torch.set_num_threads(threads)
     pack = open_pack(pack_path)
     detector = build_detector([Training.from_checkpoint(state, pack) for state in states])
     evaluation = evaluate(detector, pack)
     detector.save(model_folder)
-    return evaluation, winner_figures(detector, pack, evaluation.test_scores)
+    write_evaluation(evaluation, evaluation_folder)
+    for name, figure in winner_figures(detector, pack, evaluation.test_scores).items():
+        write_figure(figure, evaluation_folder / f"{name}.png")
+    return evaluation
 
 
 def _best_val_auc(study: TypeStudy) -> float | None:
@@ -204,13 +207,3 @@ def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
         if threshold is None:
             lines.append(f"{machine_id}: too few held-out normal clips for a threshold")
     logger.info("%s", "\n  ".join(lines))
-
-
-def _log_figures(
-    tracker: Tracker, machine_type: str, evaluation: Evaluation, figures: Mapping[str, Figure]
-) -> None:
-    run_id = tracker.parent_run(machine_type)
-    tracker.log_figures(run_id, {**plots.evaluation_figures(evaluation), **figures})
-    with tempfile.TemporaryDirectory() as folder:
-        write_csv(analyse(evaluation), Path(folder) / "per_id.csv")
-        tracker.log_files(run_id, Path(folder))

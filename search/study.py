@@ -124,7 +124,7 @@ def run_study(
                     score_finalists(study, packs[machine_type], space_file, folder, resources)
         report = write_report(folder)
         for machine_type, outcome in outcomes.items():
-            tracker.log_files(tracker.parent_run(machine_type), report)
+            tracker.log_files(tracker.parent_run(machine_type), report, "report")
             numbers = {k: v for k, v in outcome.items() if isinstance(v, (int, float))}
             tracker.log_parent(machine_type, numbers, step=outcome["trials"])
             if not is_over:

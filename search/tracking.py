@@ -9,7 +9,6 @@ import getpass
 import logging
 import os
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -20,7 +19,6 @@ from socket import create_connection
 from time import time
 from typing import Any, Literal
 
-from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
 from search import mlflow_ui
@@ -227,18 +225,10 @@ class Tracker:
                 self._client.set_terminated(known.run_id, status)
                 known.status = status
 
-    def log_figures(self, run_id: str, figures: Mapping[str, Figure]) -> None:
-        """Store each figure as `figures/<name>.png` of the run."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, figure in figures.items():
-                figure.savefig(Path(folder) / f"{name}.png", dpi=120)
-            with self._store():
-                self._client.log_artifacts(run_id, folder, "figures")
-
-    def log_files(self, run_id: str, folder: Path) -> None:
-        """Store a folder's files as artifacts of the run."""
+    def log_files(self, run_id: str, folder: Path, name: str) -> None:
+        """Store a folder's files as artifacts of the run, in a folder of that name."""
         with self._store():
-            self._client.log_artifacts(run_id, str(folder))
+            self._client.log_artifacts(run_id, str(folder), name)
 
     def links(
         self, best_runs: Mapping[str, Sequence[str]], model_names: Sequence[str] = ()

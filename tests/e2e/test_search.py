@@ -88,10 +88,11 @@ def test_mlflow_shows_parents_children_and_figures(
     for run_id, parent in parents.items():
         outcome = summary["machine_types"][parent.info.run_name]
         assert parent.data.metrics["test_auc"] == outcome["test_auc"]
-        pictures = [artifact.path for artifact in client.list_artifacts(run_id, "figures")]
-        names = ("decisions", "ids", "roc", "scores")
-        assert sorted(pictures) == [f"figures/{name}.png" for name in names]
-        table = client.download_artifacts(run_id, "per_id.csv", str(tmp_path))
+        stored = [artifact.path for artifact in client.list_artifacts(run_id, "evaluation")]
+        pictures = ("decisions", "ids", "rainbowgrams", "roc", "scores", "tsne")
+        names = sorted([*(f"{name}.png" for name in pictures), "per_id.csv"])
+        assert sorted(stored) == [f"evaluation/{name}" for name in names]
+        table = client.download_artifacts(run_id, "evaluation/per_id.csv", str(tmp_path))
         rows = {
             row["machine_id"]: row for row in csv.DictReader(Path(table).read_text().splitlines())
         }
@@ -250,8 +251,8 @@ def test_systems_are_set_side_by_side_beside_published_ones(out: Path, embedded:
     (parent,) = client.search_runs(
         [experiment.experiment_id], "tags.mlflow.runName = 'fan' and attributes.status = 'FINISHED'"
     )
-    stored = [file.path for file in client.list_artifacts(parent.info.run_id)]
-    assert {"systems.png", "systems.md", "systems.csv"} <= set(stored)
+    stored = [file.path for file in client.list_artifacts(parent.info.run_id, "report")]
+    assert {f"report/systems.{kind}" for kind in ("png", "md", "csv")} <= set(stored)
 
     settings = json.loads((out / "table" / "models" / "fan" / "detector.json").read_text())
     assert len(settings["members"]) == 2  # the two best finalists judge together

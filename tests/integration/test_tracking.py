@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
@@ -200,20 +199,16 @@ def test_parent_metrics_are_written_when_they_change(sqlite_uri: str, tmp_path: 
     assert parent.data.tags["k"] == "v"
 
 
-def test_figures_and_files_become_artifacts(uri: str, study: str, tmp_path: Path) -> None:
+def test_files_become_artifacts(uri: str, study: str, tmp_path: Path) -> None:
     tracker = Tracker(uri, tmp_path / "artifacts", study)
     run_id = tracker.parent_run("fan")
-    figure = Figure()
-    figure.subplots()
-    tracker.log_figures(run_id, {"roc": figure})
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "summary.md").write_text("# Fan\n")
-    tracker.log_files(run_id, tmp_path / "report")
+    (tmp_path / "fan").mkdir()
+    (tmp_path / "fan" / "summary.md").write_text("# Fan\n")
+    tracker.log_files(run_id, tmp_path / "fan", "report")
     client = MlflowClient(uri)
-    assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/roc.png"]
-    assert "summary.md" in [file.path for file in client.list_artifacts(run_id)]
+    assert [f.path for f in client.list_artifacts(run_id, "report")] == ["report/summary.md"]
     if uri.startswith("sqlite"):
-        assert list((tmp_path / "artifacts" / study).rglob("roc.png"))
+        assert list((tmp_path / "artifacts" / study).rglob("summary.md"))
 
 
 def test_links_lead_to_experiment_comparison_and_models(sqlite_uri: str, tmp_path: Path) -> None:
