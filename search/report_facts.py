@@ -61,6 +61,7 @@ class SeedFacts:
     number: int
     values: tuple[float, ...]
     failures: tuple[str, ...]
+    seconds: tuple[float, ...] = ()  # of the seeds whose time is recorded
 
     @property
     def mean(self) -> float | None:
@@ -143,6 +144,14 @@ class TypeFacts:
         if not any(trial.n_timed for trial in trials):
             return None
         return self.cost_unit[1] * sum(trial.seconds for trial in trials)
+
+    @property
+    def confirmation_cost(self) -> float | None:
+        """What the fresh seeds cost in `cost_unit`; None if there are none, or one has no time."""
+        seconds = [s for seeds in self.finalists for s in seeds.seconds]
+        if not seconds or len(seconds) < sum(len(s.values) for s in self.finalists):
+            return None
+        return self.cost_unit[1] * sum(seconds)
 
     @property
     def saved(self) -> float | None:
@@ -274,5 +283,6 @@ def _finalists(notes: Mapping[str, Any]) -> tuple[SeedFacts, ...]:
         notes_of_it = [note for _, note in sorted(numbered, key=lambda pair: pair[0])]
         values = tuple(float(note["objective"]) for note in notes_of_it if "objective" in note)
         failures = tuple(str(note["failure"]) for note in notes_of_it if "failure" in note)
-        found.append(SeedFacts(number=number, values=values, failures=failures))
+        seconds = tuple(float(note["seconds"]) for note in notes_of_it if "seconds" in note)
+        found.append(SeedFacts(number=number, values=values, failures=failures, seconds=seconds))
     return tuple(sorted(found, key=lambda s: (len(s.failures), -(s.mean or 0.0), s.number)))

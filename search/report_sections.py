@@ -160,6 +160,9 @@ def _cost_section(facts: TypeFacts) -> Section | None:
     everything = list(facts.trials)
     n_epochs = sum(len(trial.curve) for trial in everything)
     rows.append(("all", str(len(everything)), str(n_epochs), _cost_of(facts, everything)))
+    if facts.confirmation_cost is not None:
+        n_seeds = sum(len(seeds.values) for seeds in facts.finalists)
+        rows.append(("fresh seeds", str(n_seeds), "", f"{facts.confirmation_cost:.3g}"))
     untimed = n_epochs - sum(trial.n_timed for trial in everything)
     text = []
     if untimed == n_epochs:
@@ -171,7 +174,6 @@ def _cost_section(facts: TypeFacts) -> Section | None:
             f"Pruning saved at most {facts.saved:.3g} {unit}: what the pruned trials would have "
             f"cost beyond that, each at its own pace, had all of them run {facts.n_epochs} epochs."
         )
-    text.append("The fresh seeds of the confirmation are not included.")
     return Section(
         title="Cost",
         text=tuple(text),

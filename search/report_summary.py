@@ -113,4 +113,7 @@ def _cost(facts: TypeFacts) -> str:
     cost = facts.cost(facts.trials)
     if cost is None:
         return "not recorded"
-    return f"{cost:.3g} {facts.cost_unit[0]} for the trials, confirmation not included"
+    confirmation = facts.confirmation_cost
+    return f"{cost:.3g} {facts.cost_unit[0]} for the trials" + (
+        "" if confirmation is None else f", {confirmation:.3g} for the confirmation"
+    )

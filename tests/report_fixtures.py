@@ -158,7 +158,9 @@ def add_accidents(study: optuna.Study) -> None:
 def confirm(study: optuna.Study, number: int, *values: float | None) -> None:
     """Note what fresh seeds made of a trial; None is a seed that failed."""
     for index, value in enumerate(values):
-        note = {"failure": "crash"} if value is None else {"objective": value, "metrics": {}}
+        note: dict[str, Any] = {"failure": "crash"}
+        if value is not None:
+            note = {"objective": value, "metrics": {}, "seconds": 10 * SECONDS}
         study.set_user_attr(f"confirmation/{number}/{index}", note)
 
 

@@ -201,7 +201,7 @@ def test_the_facts_at_the_top(tmp_path: Path) -> None:
     )
     assert words["test AUC of the winner"] == "0.800 [0.700, 0.900], 106 clips"
     assert words["champion"] == "version 2: this winner"
-    assert words["cost"] == "0.09 core-hours for the trials, confirmation not included"
+    assert words["cost"] == "0.09 core-hours for the trials, 0.2 for the confirmation"
 
 
 @pytest.mark.parametrize(
