@@ -191,7 +191,9 @@ def table_sections(table: Table, image: bytes) -> list[Section]:
         if lines:
             header, rows = _rows(table.machine_types, lines)
             sections.append(Section(title=title, header=header, rows=tuple(rows), is_wide=True))
-    sections.append(Section(title="Systems as a picture", image=image, is_wide=True))
+    sections.append(
+        Section(title="Systems as a picture", text=("As systems.png.",), image=image, is_wide=True)
+    )
     return sections
 
 
@@ -260,7 +262,7 @@ def picture(table: Table) -> Figure:
     """AUC on all labelled clips: a panel per machine type, a row per system."""
     lines = table.of("dev", _OURS) + table.of("dev", _GIVEN)
     types = table.machine_types
-    figure = Figure(figsize=(4.2 + 2.6 * len(types), 1.6 + 0.3 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(4.2 + 2.6 * len(types), 1.9 + 0.3 * len(lines)), layout="constrained")
     panels = figure.subplots(1, len(types), sharey=True, squeeze=False)[0]
     for axes, machine_type in zip(panels, types, strict=True):
         for place, line in enumerate(lines):
@@ -280,7 +282,7 @@ def picture(table: Table) -> Figure:
     panels[0].set_yticks(range(len(lines)), [line.system for line in lines])
     panels[0].invert_yaxis()
     figure.suptitle(
-        "all labelled clips (dev).  ● this study: bar 95 % interval over clips, ticks seeds.  "
+        "All labelled clips (dev)\n● this study: 95 % interval over clips, a tick per seed\n"
         "◇ published, by other protocols",
         fontsize=10,
     )
