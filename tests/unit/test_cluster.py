@@ -55,11 +55,12 @@ def test_the_shell_can_read_the_command(command: str) -> None:
 
 
 @pytest.mark.parametrize("config", [GPU, LOCAL], ids=["gpu", "local"])
-def test_ray_starts_with_a_token_and_nothing_is_served_to_others(config: dict[str, Any]) -> None:
+def test_ray_starts_as_it_must_and_nothing_is_served_to_others(config: dict[str, Any]) -> None:
     starts = [command for command in commands(config) if "ray start" in command]
     assert len(starts) == 2
     for start in starts:
         assert "export RAY_AUTH_MODE=token" in start.partition("ray start")[0]
+    assert "RAY_enable_autoscaler_v2=0" in starts[0].partition("ray start")[0]
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     hosts = re.findall(r"--(?:dashboard-)?host[ =](\S+)", " ".join(commands(config)))
     assert hosts == ["127.0.0.1"] * 2  # Ray's dashboard and MLflow
