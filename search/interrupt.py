@@ -1,4 +1,7 @@
-"""Ctrl-C during a Tune run: once ends it in good order, twice stops at once."""
+"""Ctrl-C or SIGTERM during a Tune run: once ends it in good order, twice stops at once.
+
+A machine that is taken back, as spot machines are, sends SIGTERM and leaves a minute or two.
+"""
 
 import logging
 import signal
@@ -8,11 +11,13 @@ from types import FrameType
 
 from ray import tune
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 logger = logging.getLogger(__name__)
 
 
 class Interrupt(tune.Stopper):  # type: ignore[misc]
-    """Ends a Tune run after the first SIGINT; what Tune does by itself nobody can ask about.
+    """Ends a Tune run after the first signal; what Tune does by itself nobody can ask about.
 
     Trials that run are cut off like those of an exhausted time budget.
     """
@@ -30,14 +35,19 @@ class Interrupt(tune.Stopper):  # type: ignore[misc]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the first SIGINT as a wish; the second raises KeyboardInterrupt, as ever."""
-        before = signal.signal(signal.SIGINT, self._set)
+        """Take the first SIGINT or SIGTERM as a wish; the second raises KeyboardInterrupt."""
+        before = {number: signal.signal(number, self._set) for number in _SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        logger.warning("interrupted: stopping the trials; press Ctrl-C again to stop at once")
+        for each in _SIGNALS:
+            signal.signal(each, signal.default_int_handler)
+        logger.warning(
+            "%s: stopping the trials; press Ctrl-C again to stop at once",
+            "interrupted" if number == signal.SIGINT else "asked to terminate",
+        )

@@ -167,15 +167,11 @@ def observe(
     Returns:
         Negative log-likelihood (n, C) by head; attention weights (n, 2C), None without attention.
     """
-    logits: list[Logits] = []
-    weights: list[Tensor] = []
+    logits, weights = list[Logits](), list[Tensor]()
     hooks = [training.network.register_forward_hook(lambda _, __, out: logits.append(out))]
     for module in training.network.modules():
         if isinstance(module, ChannelAttention):  # whose weights are the softmax of its last layer
-            hook = module.reduce.register_forward_hook(
-                lambda _, __, out: weights.append(torch.softmax(out.float(), dim=1))
-            )
-            hooks.append(hook)
+            hooks.append(module.reduce.register_forward_hook(lambda _, __, x: weights.append(x)))
     try:
         training.scores(clips)
     finally:
@@ -186,7 +182,8 @@ def observe(
         for head, outputs in zip(Logits._fields, zip(*logits, strict=True), strict=True)
         if outputs[0] is not None
     }
-    return nll, _per_clip(weights, len(clips)) if weights else None
+    shares = [torch.softmax(x.float(), dim=1) for x in weights]
+    return nll, _per_clip(shares, len(clips)) if shares else None
 
 
 def _per_clip(batches: list[Tensor], n_clips: int) -> np.ndarray:
@@ -261,7 +258,7 @@ def draw(said: Mapping[str, Any], path: Path) -> None:
         panel.axhline(0.5, color="grey", linewidth=0.8)
         panel.set(title=kind, xlabel="jitter of the phase, rad per hop", ylim=(0.4, 1.02))
     panels[0][0].set_ylabel("AUC, mean over ids")
-    panels[0][-1].legend(loc="lower right", frameon=False)
+    panels[0][-1].legend(loc="center right", frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -291,8 +288,13 @@ def main() -> None:
     print_tables(said)
     if args.figure:
         draw(said, args.figure)
+    shares = {
+        kind: [table["share"][NORMAL] for table in tables["complex_attention"]]
+        for kind, tables in outcomes.items()
+    }
+    print(f"share of attention on the complex branch, by seed: {shares}")
     about = {"seeds": n_seeds, "epochs": epochs, "train_clips": N_TRAIN, "test_clips": n_test}
-    print(json.dumps(said | about | {"jitters": JITTERS, "settings": SMALL}))
+    print(json.dumps(said | about | {"shares_by_seed": shares, "settings": SMALL}))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def story(
 
         def press_ctrl_c(driver: subprocess.Popen[str]) -> None:
             folder.wait_for_ended(driver, len(repeated.ended()) + 1)
-            driver.send_signal(signal.SIGINT)
+            driver.send_signal(signal.SIGTERM)  # as Ctrl-C: test_launch.py has that
 
         interrupted = folder.run("--trials", "8", meanwhile=press_ctrl_c)
         extended = folder.run("--trials", "8", *join)
