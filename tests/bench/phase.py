@@ -21,6 +21,7 @@ anything: all trainings have the same epochs, and the network of the last one co
 import argparse
 import json
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -50,11 +51,6 @@ from mimimi_core.systems import Logits
 from mimimi_core.training import Training
 
 ROWS = dict(zip(("magnitude", "complex", "complex_attention"), table2.ROWS[3:], strict=True))
-DIFFERENCES = (
-    ("complex", "magnitude"),
-    ("complex_attention", "magnitude"),
-    ("complex_attention", "complex"),
-)
 JITTERS = (0.0, 0.1, 0.25, 0.5, 1.0)  # rad per hop
 _JITTERED = tuple(f"jitter {jitter:g}" for jitter in JITTERS)
 NORMAL = "normal"
@@ -212,7 +208,7 @@ def summarise(outcomes: Outcomes) -> dict[str, Any]:
                 said.setdefault(key, {})[kind] = {
                     c: interval(column(kind, name, figure, c)) for c in by_condition
                 }
-        for better, other in DIFFERENCES:
+        for other, better in combinations(ROWS, 2):
             if better in tables and other in tables:
                 said.setdefault(f"difference_{better}_{other}", {})[kind] = {
                     c: interval(column(kind, better, TOTAL, c) - column(kind, other, TOTAL, c))
