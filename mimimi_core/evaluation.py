@@ -7,7 +7,7 @@ import numpy as np
 
 from mimimi_core.detector import Detector, DetectorError, Member
 from mimimi_core.ensemble import Scale, fit_scale
-from mimimi_core.metrics import AucReport, auc_report, youden_j
+from mimimi_core.metrics import AucReport, auc_report, shown, youden_j
 from mimimi_core.pack import Pack
 from mimimi_core.scoring import ClipScores, Threshold, fit_threshold
 from mimimi_core.training import NonFiniteLossError, Training, held_out_normals
@@ -117,8 +117,8 @@ def describe(report: AucReport, name: str) -> list[str]:
     if report.auc is None or report.ci is None:
         return [f"{name}: none, no machine id has both normal and anomalous clips there"]
     lines = [
-        f"{name} {report.auc:.3f} [{report.ci[0]:.3f}, {report.ci[1]:.3f}], "
-        f"pAUC {report.pauc:.3f}, worst id {report.worst_auc:.3f} ({report.n_clips} clips)"
+        f"{name} {shown(report.auc, report.ci)}, pAUC {shown(report.pauc, report.pauc_ci)}, "
+        f"worst id {report.worst_auc:.3f} ({report.n_clips} clips)"
     ]
     for x in report.per_id:
         clips = f"{x.n_normal} normal, {x.n_anomaly} anomalous"
@@ -126,7 +126,7 @@ def describe(report: AucReport, name: str) -> list[str]:
             lines.append(f"  {x.machine_id}  no AUC, left out of the mean ({clips})")
         else:
             lines.append(
-                f"  {x.machine_id}  AUC {x.auc:.3f} [{x.ci[0]:.3f}, {x.ci[1]:.3f}]  "
-                f"pAUC {x.pauc:.3f}  ({clips})"
+                f"  {x.machine_id}  AUC {shown(x.auc, x.ci)}  "
+                f"pAUC {shown(x.pauc, x.pauc_ci)}  ({clips})"
             )
     return lines

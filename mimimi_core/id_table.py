@@ -4,17 +4,18 @@ import csv
 from pathlib import Path
 
 from mimimi_core.analysis import Analysis, Decisions
-from mimimi_core.metrics import AucReport, IdAuc
+from mimimi_core.metrics import AucReport, IdAuc, shown
 
 _HEADER = (
-    "machine id", "normal + anomalous", "AUC [95 % interval]", "pAUC", "threshold (clips)",
-    "precision", "recall", "F1", "false alarms",
+    "machine id", "clips", "AUC [95 %]", "pAUC [95 %]", "threshold", "precision", "recall", "F1",
+    "false alarms",
 )  # fmt: skip
 _COUNTS = ("true_positives", "false_positives", "true_negatives", "false_negatives")
 _SHARES = ("precision", "recall", "f1", "false_alarm_rate")
 _COLUMNS = (
-    "machine_id", "n_normal", "n_anomaly", "auc", "auc_low", "auc_high", "pauc",
-    "threshold", "threshold_n_normals", *_COUNTS, *_SHARES, "val_youden_j",
+    "machine_id", "n_normal", "n_anomaly", "auc", "auc_low", "auc_high",
+    "pauc", "pauc_low", "pauc_high", "threshold", "threshold_n_normals",
+    *_COUNTS, *_SHARES, "val_youden_j",
 )  # fmt: skip
 _NONE = "-"
 
@@ -65,6 +66,8 @@ def _cells(auc: AucReport | IdAuc | None, decisions: Decisions | None) -> dict[s
     cells: dict[str, object] = {}
     if auc and auc.ci:
         cells |= {"auc": auc.auc, "auc_low": auc.ci[0], "auc_high": auc.ci[1], "pauc": auc.pauc}
+    if auc and auc.pauc_ci:
+        cells |= {"pauc_low": auc.pauc_ci[0], "pauc_high": auc.pauc_ci[1]}
     if decisions:
         names = ("n_normal", "n_anomaly", *_COUNTS, *_SHARES)
         cells |= {name: getattr(decisions, name) for name in names}
@@ -72,10 +75,8 @@ def _cells(auc: AucReport | IdAuc | None, decisions: Decisions | None) -> dict[s
 
 
 def _ranking(x: AucReport | IdAuc) -> tuple[str, str]:
-    """AUC, never without its interval, and pAUC."""
-    if x.auc is None or x.ci is None or x.pauc is None:
-        return _NONE, _NONE
-    return f"{x.auc:.3f} [{x.ci[0]:.3f}, {x.ci[1]:.3f}]", f"{x.pauc:.3f}"
+    """AUC and pAUC."""
+    return shown(x.auc, x.ci), shown(x.pauc, x.pauc_ci)
 
 
 def _rates(x: Decisions | None) -> list[str]:
@@ -123,8 +124,9 @@ def _missing(analysis: Analysis) -> list[str]:
 
 def _legend(analysis: Analysis) -> list[str]:
     lines = [
-        "AUC: how surely an anomalous clip scores above a normal one (0.5 is chance); pAUC: the "
-        "same at few false alarms",
+        "clips: normal + anomalous; AUC: how surely an anomalous one scores above a normal one (0.5 "
+        "is chance), with",
+        "its 95 % interval; pAUC: the same at few false alarms",
     ]
     rates = {x.threshold.false_alarm_rate for x in analysis.per_id if x.threshold}
     if rates:

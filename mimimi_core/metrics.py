@@ -23,12 +23,16 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class IdAuc:
-    """Ranking quality on one machine id; `auc`, `pauc`, `ci` are None without both labels."""
+    """Ranking quality on one machine id; None without both labels.
+
+    `pauc_ci` is None as well where all resamplings agree, of too few clips to tell.
+    """
 
     machine_id: str
     auc: float | None
     pauc: float | None
     ci: Interval | None
+    pauc_ci: Interval | None = None
     n_normal: int
     n_anomaly: int
 
@@ -40,6 +44,7 @@ class AucReport:
     auc: float | None
     pauc: float | None
     ci: Interval | None
+    pauc_ci: Interval | None = None
     worst_auc: float | None
     per_id: tuple[IdAuc, ...]
 
@@ -82,24 +87,29 @@ def auc_report(
     rng = np.random.default_rng(seed)
     per_id: list[IdAuc] = []
     resampled: list[np.ndarray] = []
+    resampled_paucs: list[np.ndarray] = []
     for index, machine_id in enumerate(machine_ids):
         of_id = id_index == index
         normal, anomaly = scores[:, of_id & (labels == 0)], scores[:, of_id & (labels == 1)]
         n_normal, n_anomaly = normal.shape[1], anomaly.shape[1]
-        auc = pauc = ci = None
+        auc = pauc = ci = pauc_ci = None
         if n_normal and n_anomaly:
             truth = labels[of_id]
             ranked = scores[:, of_id]
             auc = float(np.mean([roc_auc_score(truth, x) for x in ranked]))
             pauc = float(np.mean([roc_auc_score(truth, x, max_fpr=MAX_FPR) for x in ranked]))
-            resampled.append(_bootstrap(normal, anomaly, n_bootstrap, rng))
-            ci = _union(_percentiles(resampled[-1]), _score_interval(auc, n_normal, n_anomaly))
+            aucs_of_id, paucs_of_id = _bootstrap(normal, anomaly, n_bootstrap, rng)
+            resampled.append(aucs_of_id)
+            resampled_paucs.append(paucs_of_id)
+            ci = _union(_percentiles(aucs_of_id), _score_interval(auc, n_normal, n_anomaly))
+            pauc_ci = _with_width(_percentiles(paucs_of_id))
         per_id.append(
             IdAuc(
                 machine_id=machine_id,
                 auc=auc,
                 pauc=pauc,
                 ci=ci,
+                pauc_ci=pauc_ci,
                 n_normal=n_normal,
                 n_anomaly=n_anomaly,
             )
@@ -114,9 +124,17 @@ def auc_report(
         auc=float(aucs.mean()),
         pauc=float(np.mean([x.pauc for x in found])),
         ci=_union(_percentiles(np.mean(resampled, axis=0)), mover),
+        pauc_ci=_with_width(_percentiles(np.mean(resampled_paucs, axis=0))),
         worst_auc=float(aucs.min()),
         per_id=tuple(per_id),
     )
+
+
+def shown(value: float | None, ci: Interval | None) -> str:
+    """For people: `0.912 [0.871, 0.945]`; "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if ci is None else f"{value:.3f} [{ci[0]:.3f}, {ci[1]:.3f}]"
 
 
 def youden_j(scores: np.ndarray, labels: np.ndarray) -> float | None:
@@ -154,13 +172,53 @@ def interval_of_mean(aucs: np.ndarray, intervals: Sequence[Interval]) -> Interva
 
 def _bootstrap(
     normal: np.ndarray, anomaly: np.ndarray, n_bootstrap: int, rng: np.random.Generator
-) -> np.ndarray:
-    """AUCs `(n_bootstrap,)` of resampled clips, from scores `(S, n)` and `(S, m)`."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUCs and pAUCs `(n_bootstrap,)` of resampled clips, from scores `(S, n)` and `(S, m)`."""
     wins = (np.sign(anomaly[:, None, :] - normal[:, :, None]).mean(axis=0) + 1) / 2
     n, m = wins.shape
     times_normal = rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
     times_anomaly = rng.multinomial(m, np.full(m, 1 / m), size=n_bootstrap)
-    return np.asarray(((times_normal @ wins) * times_anomaly).sum(axis=1) / (n * m))
+    aucs = ((times_normal @ wins) * times_anomaly).sum(axis=1) / (n * m)
+    paucs = [
+        partial_aucs(x, y, times_normal, times_anomaly)
+        for x, y in zip(normal, anomaly, strict=True)
+    ]
+    return aucs, np.mean(paucs, axis=0)
+
+
+def partial_aucs(
+    normal: np.ndarray, anomaly: np.ndarray, times_normal: np.ndarray, times_anomaly: np.ndarray
+) -> np.ndarray:
+    """Standardised pAUCs `(B,)` of clips that count several times, as scikit-learn weighs them.
+
+    Args:
+        normal: float `(n,)` scores.
+        anomaly: float `(m,)`.
+        times_normal: int `(B, n)`, how often each counts; no row is all 0.
+        times_anomaly: int `(B, m)`.
+    """
+    scores = np.concatenate([normal, anomaly])
+    order = np.argsort(-scores, kind="stable")
+    is_last = np.append(np.diff(scores[order]) != 0, True)  # of clips with equal scores
+
+    def rates(times: np.ndarray, first: int) -> np.ndarray:
+        """Share of clips from each score up, `(B, G + 1)`."""
+        of_all = np.zeros((len(times), len(scores)))
+        of_all[:, first : first + times.shape[1]] = times
+        shares = of_all[:, order].cumsum(axis=1)[:, is_last] / times.sum(axis=1, keepdims=True)
+        return np.pad(shares, ((0, 0), (1, 0)))
+
+    fpr, tpr = rates(times_normal, 0), rates(times_anomaly, len(normal))
+    low, high = np.minimum(fpr[:, :-1], MAX_FPR), np.minimum(fpr[:, 1:], MAX_FPR)
+    rise = np.diff(tpr, axis=1) / np.maximum(np.diff(fpr, axis=1), 1e-300)
+    middle = tpr[:, :-1] + rise * ((low + high) / 2 - fpr[:, :-1])
+    area = np.where(high > low, (high - low) * middle, 0.0).sum(axis=1)
+    least = MAX_FPR**2 / 2
+    return np.asarray(0.5 * (1 + (area - least) / (MAX_FPR - least)))
+
+
+def _with_width(interval: Interval) -> Interval | None:
+    return interval if interval[1] > interval[0] else None
 
 
 def _percentiles(resampled: np.ndarray) -> Interval:

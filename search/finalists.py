@@ -118,12 +118,15 @@ def _summary(
         return auc_report(of, labels, id_index, machine_ids, **options)
 
     together = report(scores)
+    alone = [report(one, n_bootstrap=1) for one in scores]
     return {
         "auc": together.auc,
         "ci": together.ci,
         "pauc": together.pauc,
+        "pauc_ci": together.pauc_ci,
         "worst_auc": together.worst_auc,
         "n_clips": together.n_clips,
         "without_auc": list(together.without_auc),
-        "auc_of_seeds": [report(one, n_bootstrap=1).auc for one in scores],
+        "auc_of_seeds": [one.auc for one in alone],
+        "pauc_of_seeds": [one.pauc for one in alone],
     }

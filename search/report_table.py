@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import figure as mpl
 
 from mimimi_core import table2
 from mimimi_core.metrics import Interval, interval_of_mean
@@ -29,27 +29,37 @@ _COLUMNS = (
     "auc_low",
     "auc_high",
     "auc_seed_std",
-    "n_seeds",
     "pauc",
+    "pauc_low",
+    "pauc_high",
+    "pauc_seed_std",
+    "n_seeds",
     "n_clips",
 )
 _COLORS = {_OURS: "#14325c", _GIVEN: "#c2410c"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What one system reached on one machine type; AUCs in 0..1."""
+class Figure:
+    """An AUC or pAUC in 0..1."""
 
-    auc: float | None
-    pauc: float | None = None
+    value: float
     ci: Interval | None = None  # over clips
-    auc_of_seeds: tuple[float, ...] = ()
-    n_clips: int | None = None
+    of_seeds: tuple[float, ...] = ()
 
     @property
     def spread(self) -> float | None:
         """Standard deviation over seeds."""
-        return float(np.std(self.auc_of_seeds, ddof=1)) if len(self.auc_of_seeds) > 1 else None
+        return float(np.std(self.of_seeds, ddof=1)) if len(self.of_seeds) > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one system reached on one machine type."""
+
+    auc: Figure | None
+    pauc: Figure | None
+    n_clips: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +107,22 @@ def _ours(types: Sequence[TypeFacts], clips: str) -> Iterator[Line]:
             name = system["system"] or _differing(facts, system["number"])
             figures = system[clips]
             found.setdefault(name, {})[facts.machine_type] = Cell(
-                auc=figures["auc"],
-                pauc=figures["pauc"],
-                ci=None if figures["ci"] is None else tuple(figures["ci"]),
-                auc_of_seeds=tuple(x for x in figures["auc_of_seeds"] if x is not None),
+                auc=_figure(figures["auc"], figures["ci"], figures["auc_of_seeds"]),
+                pauc=_figure(figures["pauc"], figures["pauc_ci"], figures["pauc_of_seeds"]),
                 n_clips=figures["n_clips"],
             )
     known = [row.name for row in table2.SYSTEMS] + list(table2.ENSEMBLES)
     order = {name: place for place, name in enumerate(known)}
     for name in sorted(found, key=lambda name: (order.get(name, len(order)), name)):
         yield Line(system=name, source=_OURS, clips=clips, cells=found[name])
+
+
+def _figure(
+    value: float | None, ci: Sequence[float] | None, of_seeds: Sequence[float]
+) -> Figure | None:
+    if value is None:
+        return None
+    return Figure(value=value, ci=None if ci is None else (ci[0], ci[1]), of_seeds=tuple(of_seeds))
 
 
 def _differing(facts: TypeFacts, number: int) -> str:
@@ -121,7 +137,9 @@ def _published(machine_types: Sequence[str]) -> Iterator[Line]:
     others = [(other.name, other.auc, other.pauc or ()) for other in PUBLISHED]
     for name, auc, pauc in (*paper, *others):
         cells = {
-            machine_type: Cell(auc=auc[i] / 100, pauc=pauc[i] / 100 if pauc else None)
+            machine_type: Cell(
+                auc=Figure(value=auc[i] / 100), pauc=Figure(value=pauc[i] / 100) if pauc else None
+            )
             for i, machine_type in enumerate(table2.MACHINE_TYPES)
             if machine_type in machine_types
         }
@@ -132,7 +150,8 @@ def _published(machine_types: Sequence[str]) -> Iterator[Line]:
 def _protocol(types: Sequence[TypeFacts]) -> Iterator[str]:
     yield (
         "Figures are in %: the mean over machine ids, of the mean over seeds; in brackets the 95 % "
-        "interval over clips, after ± the standard deviation over seeds."
+        "interval over clips, after ± the standard deviation over seeds. A pAUC (false alarm rate "
+        "up to 0.1, standardised) without brackets has too few clips to tell."
     )
     for facts in types:
         system = facts.systems[0]
@@ -205,43 +224,37 @@ def _rows(
     rows = []
     for line in lines:
         cells = [line.cells.get(name) for name in types]
+        aucs = [None if cell is None else cell.auc for cell in cells]
         paucs = [None if cell is None else cell.pauc for cell in cells]
         rows.append(
-            (line.system, *map(_auc, cells), _mean_auc(cells), *map(_percent, paucs), _mean(paucs))
+            (line.system, *map(_shown, aucs), _mean(aucs), *map(_shown, paucs), _mean(paucs))
         )
     return header, rows
 
 
-def _auc(cell: Cell | None) -> str:
-    if cell is None or cell.auc is None:
+def _shown(figure: Figure | None) -> str:
+    if figure is None:
         return ""
-    text = _percent(cell.auc)
-    if cell.ci is not None:
-        text += f" [{_percent(cell.ci[0])}, {_percent(cell.ci[1])}]"
-    return text if cell.spread is None else f"{text} ±{_percent(cell.spread)}"
+    text = _percent(figure.value)
+    if figure.ci is not None:
+        text += f" [{_percent(figure.ci[0])}, {_percent(figure.ci[1])}]"
+    return text if figure.spread is None else f"{text} ±{_percent(figure.spread)}"
 
 
-def _mean_auc(cells: Sequence[Cell | None]) -> str:
+def _mean(figures: Sequence[Figure | None]) -> str:
     """Mean over types, with its interval where all have one."""
-    found = [cell for cell in cells if cell is not None and cell.auc is not None]
-    if len(found) < len(cells):
+    found = [figure for figure in figures if figure is not None]
+    if len(found) < len(figures):
         return ""
-    aucs = np.array([cell.auc for cell in found], dtype=float)
-    text = _percent(float(aucs.mean()))
-    intervals = [cell.ci for cell in found if cell.ci is not None]
-    if len(intervals) < len(found):
-        return text
-    low, high = interval_of_mean(aucs, intervals)
-    return f"{text} [{_percent(low)}, {_percent(high)}]"
+    values = np.array([figure.value for figure in found])
+    intervals = [figure.ci for figure in found if figure.ci is not None]
+    whole = len(intervals) == len(found)
+    ci = interval_of_mean(values, intervals) if whole else None
+    return _shown(Figure(value=float(values.mean()), ci=ci))
 
 
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return _percent(float(np.mean(known))) if known and len(known) == len(values) else ""
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
 def csv_text(table: Table) -> str:
@@ -251,30 +264,34 @@ def csv_text(table: Table) -> str:
     writer.writerow(_COLUMNS)
     for line in table.lines:
         for machine_type, cell in line.cells.items():
-            low, high = cell.ci or (None, None)
-            row: list[Any] = [line.system, line.source, line.clips, machine_type, cell.auc]
-            row += [low, high, cell.spread, len(cell.auc_of_seeds) or None, cell.pauc, cell.n_clips]
-            writer.writerow(row)
+            row: list[Any] = [line.system, line.source, line.clips, machine_type]
+            for figure in (cell.auc, cell.pauc):
+                low, high = (figure and figure.ci) or (None, None)
+                row += [figure and figure.value, low, high, figure and figure.spread]
+            n_seeds = len(cell.auc.of_seeds) if cell.auc else 0
+            writer.writerow([*row, n_seeds or None, cell.n_clips])
     return text.getvalue()
 
 
-def picture(table: Table) -> Figure:
+def picture(table: Table) -> mpl.Figure:
     """AUC on all labelled clips: a panel per machine type, a row per system."""
     lines = table.of("dev", _OURS) + table.of("dev", _GIVEN)
     types = table.machine_types
-    figure = Figure(figsize=(4.2 + 2.6 * len(types), 1.9 + 0.3 * len(lines)), layout="constrained")
+    figure = mpl.Figure(
+        figsize=(4.2 + 2.6 * len(types), 1.9 + 0.3 * len(lines)), layout="constrained"
+    )
     panels = figure.subplots(1, len(types), sharey=True, squeeze=False)[0]
     for axes, machine_type in zip(panels, types, strict=True):
         for place, line in enumerate(lines):
             cell, color = line.cells.get(machine_type), _COLORS[line.source]
             if cell is None or cell.auc is None:
                 continue
-            if cell.ci is not None:
-                axes.plot(cell.ci, [place, place], color=color, linewidth=2, alpha=0.5)
-            seeds = cell.auc_of_seeds
-            axes.plot(seeds, [place] * len(seeds), "|", color=color, markersize=9)
-            filled = {} if line.source == _OURS else {"markerfacecolor": "white"}
-            axes.plot(cell.auc, place, "o" if filled == {} else "D", color=color, **filled)
+            auc, is_ours = cell.auc, line.source == _OURS
+            if auc.ci is not None:
+                axes.plot(auc.ci, [place, place], color=color, linewidth=2, alpha=0.5)
+            axes.plot(auc.of_seeds, [place] * len(auc.of_seeds), "|", color=color, markersize=9)
+            inside = color if is_ours else "white"
+            axes.plot(auc.value, place, "o" if is_ours else "D", color=color, mfc=inside)
         axes.set(title=machine_type, xlabel="AUC")
         axes.grid(axis="x", color="0.9")
         axes.axvline(0.5, color="0.7", linestyle=":")

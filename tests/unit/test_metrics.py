@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from mimimi_core.metrics import AucReport, auc_report, youden_j
+from mimimi_core.metrics import MAX_FPR, AucReport, auc_report, partial_aucs, youden_j
 
 IDS = ("id_00", "id_02", "id_04", "id_06")
 
@@ -203,3 +203,41 @@ def test_aucs_by_id_leave_out_the_ids_without() -> None:
     report = auc_report(scores[ids != 1], labels[ids != 1], ids[ids != 1], IDS)
     assert list(report.aucs) == ["id_00", "id_04", "id_06"]
     assert min(report.aucs.values()) == report.worst_auc
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_weighted_partial_aucs_are_scikit_learns(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    normal, anomaly = rng.normal(0, 1, 37), rng.normal(0.7, 1, 23)
+    if seed % 2:  # ties, within and between both
+        normal, anomaly = normal.round(), anomaly.round()
+    times_normal = rng.multinomial(37, np.full(37, 1 / 37), size=20)
+    times_anomaly = rng.multinomial(23, np.full(23, 1 / 23), size=20)
+    found = partial_aucs(normal, anomaly, times_normal, times_anomaly)
+    truth, scores = np.repeat([0, 1], [37, 23]), np.concatenate([normal, anomaly])
+    for row, weights in enumerate(np.concatenate([times_normal, times_anomaly], axis=1)):
+        kept = weights > 0
+        expected = roc_auc_score(
+            truth[kept], scores[kept], sample_weight=weights[kept], max_fpr=MAX_FPR
+        )
+        assert found[row] == pytest.approx(expected)
+
+
+def test_a_partial_auc_has_an_interval_that_holds_it_and_narrows_with_clips() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (40, 640):
+        labels = np.arange(n) % 2
+        report = auc_report(labels + rng.normal(0, 1, n), labels, np.zeros(n, int), ("a",))
+        assert report.pauc is not None
+        assert report.pauc_ci is not None
+        assert report.pauc_ci == report.per_id[0].pauc_ci
+        low, high = report.pauc_ci
+        assert low < report.pauc < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_a_partial_auc_of_two_clips_has_no_interval() -> None:
+    report = auc_report(np.array([0.0, 1.0]), np.array([0, 1]), np.zeros(2, int), ("a",))
+    assert (report.pauc, report.pauc_ci) == (1.0, None)

@@ -22,10 +22,12 @@ def figures(auc: float | None, *seeds: float, n_clips: int = 90) -> dict[str, An
         "auc": auc,
         "ci": None if auc is None else [auc - 0.1, auc + 0.05],
         "pauc": None if auc is None else auc - 0.2,
+        "pauc_ci": None if auc is None else [auc - 0.3, auc - 0.1],
         "worst_auc": auc,
         "n_clips": n_clips,
         "without_auc": ["id_06"],
         "auc_of_seeds": list(seeds),
+        "pauc_of_seeds": [seed - 0.2 for seed in seeds],
     }
 
 
@@ -80,6 +82,8 @@ def test_every_figure_has_its_interval_seeds_and_clips(folder: Path) -> None:
     assert (float(row["auc_low"]), float(row["auc_high"])) == pytest.approx((0.8, 0.95))
     assert float(row["auc_seed_std"]) == pytest.approx(0.01)
     assert (row["n_seeds"], row["n_clips"]) == ("3", "90")
+    figures = [float(row[f"pauc{end}"]) for end in ("", "_low", "_high", "_seed_std")]
+    assert figures == pytest.approx([0.7, 0.6, 0.8, 0.01])
 
 
 def test_published_figures_stand_by_the_machine_types_that_they_are_of(folder: Path) -> None:
@@ -113,6 +117,7 @@ def test_what_cannot_be_computed_is_left_empty(folder: Path) -> None:
         "80.0 [70.0, 85.0] ±1.0",
         "85.0 [77.9, 88.5]",
     )
+    assert rows[table2.ROWS[5].name][4] == "70.0 [60.0, 80.0] ±1.0"  # pAUC
     (ensemble,) = table2.ENSEMBLES
     assert rows[ensemble][1:4] == ("75.0 [65.0, 80.0] ±1.0", "", "")
 
