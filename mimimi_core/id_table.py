@@ -124,9 +124,9 @@ def _missing(analysis: Analysis) -> list[str]:
 
 def _legend(analysis: Analysis) -> list[str]:
     lines = [
-        "clips: normal + anomalous; AUC: how surely an anomalous one scores above a normal one (0.5 "
-        "is chance), with",
-        "its 95 % interval; pAUC: the same at few false alarms",
+        "clips: normal + anomalous; AUC: how surely an anomalous one scores above a normal one, 0.5 "
+        "being chance",
+        "pAUC: the same at few false alarms; in brackets 95 % intervals",
     ]
     rates = {x.threshold.false_alarm_rate for x in analysis.per_id if x.threshold}
     if rates:
