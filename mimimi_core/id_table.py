@@ -124,8 +124,8 @@ def _missing(analysis: Analysis) -> list[str]:
 
 def _legend(analysis: Analysis) -> list[str]:
     lines = [
-        "clips: normal + anomalous; AUC: how surely an anomalous one scores above a normal one, 0.5 "
-        "being chance",
+        "clips: normal + anomalous; AUC: how surely an anomalous one scores above a normal one, "
+        "0.5 being chance",
         "pAUC: the same at few false alarms; in brackets 95 % intervals",
     ]
     rates = {x.threshold.false_alarm_rate for x in analysis.per_id if x.threshold}
