@@ -6,7 +6,7 @@ Every arm is trained on the four machine types of the embedded data set, with th
 effect of a change is its AUC minus the base's with the same seed, which shares clips, order and,
 where the network is the same, initial weights. Nothing is selected, so the last epoch counts and
 val and test are scored together. `FILE` gets a line per training; with the same file an
-interrupted run continues, and Ctrl-C prints the tables of what is there.
+interrupted run continues, and Ctrl-C prints the tables of what is there. Half an hour of one core.
 """
 
 import argparse
