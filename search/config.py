@@ -123,8 +123,10 @@ Parameter = Annotated[
 class SamplerConfig(_Model):
     """Who proposes parameters."""
 
-    name: Literal["tpe", "random", "gp", "cmaes", "nsgaii", "grid"] = "tpe"
-    startup_trials: int = Field(default=10, ge=1)  # random ones before anything is modelled
+    # auto is gp, the Gaussian process, and tpe once a study is large
+    name: Literal["auto", "gp", "tpe", "random", "cmaes", "nsgaii", "grid"] = "auto"
+    # Random ones before anything is modelled; by default 5, and 10 for tpe and cmaes.
+    startup_trials: int | None = Field(default=None, ge=1)
     warm_start: bool = False  # the paper's setting and present champions first, where space allows
 
 

@@ -32,7 +32,7 @@ def describe_search(space_file: SpaceFile, manifest: Manifest) -> list[str]:
         )
     n_ids = max(len({clip.machine_id for clip in clips}) for clips in manifest.values())
     clips_per_epoch = max(n_train.values())
-    sampler = build_sampler(space_file.sampler, derive_seed(study.seed, "dry run"))
+    sampler, _ = build_sampler(space_file.sampler, derive_seed(study.seed, "dry run"))
     asked = optuna.create_study(direction="maximize", sampler=sampler)
     limits = space_file.constraints.limits
     for number in range(_N_SAMPLES):

@@ -18,25 +18,36 @@ from search.config import SamplerConfig
 # Whoever makes a study takes its sampler from here; Optuna would announce each study and trial.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-_FACTORIES: dict[str, Callable[[SamplerConfig, int], BaseSampler]] = {
-    "random": lambda config, seed: RandomSampler(seed=seed),
+# Trials from which the Gaussian process is left: its time for a suggestion grows with their cube.
+LARGE = 200
+
+_FACTORIES: dict[str, Callable[[int | None, int], BaseSampler]] = {
+    "random": lambda startup, seed: RandomSampler(seed=seed),
+    "gp": lambda startup, seed: GPSampler(
+        seed=seed, n_startup_trials=startup or 5, warn_independent_sampling=False
+    ),
     # Optuna 5's defaults, multivariate with a constant liar: quality survives parallel trials.
-    "tpe": lambda config, seed: TPESampler(seed=seed, n_startup_trials=config.startup_trials),
-    # The next two model parameters that every trial has; conditional ones they draw at random.
-    "gp": lambda config, seed: GPSampler(
-        seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
+    "tpe": lambda startup, seed: TPESampler(seed=seed, n_startup_trials=startup or 10),
+    # Draws categorical parameters at random.
+    "cmaes": lambda startup, seed: CmaEsSampler(
+        seed=seed, n_startup_trials=startup or 10, warn_independent_sampling=False
     ),
-    "cmaes": lambda config, seed: CmaEsSampler(
-        seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
-    ),
-    "nsgaii": lambda config, seed: NSGAIISampler(seed=seed),
-    "grid": lambda config, seed: RandomSampler(seed=seed),  # is given every configuration
+    "nsgaii": lambda startup, seed: NSGAIISampler(seed=seed),
+    "grid": lambda startup, seed: RandomSampler(seed=seed),  # is given every configuration
 }
+# These model only what all trials have, and only complete ones.
+_WANT_WHOLE = ("gp", "cmaes")
 
 
-def build_sampler(config: SamplerConfig, seed: int) -> BaseSampler:
-    """The sampler that `config` names."""
-    return _FACTORIES[config.name](config, seed)
+def build_sampler(config: SamplerConfig, seed: int, n_trials: int = 0) -> tuple[BaseSampler, bool]:
+    """The sampler that suggests after so many trials, and whether it wants whole ones.
+
+    See `View.draw` for what whole trials are.
+    """
+    name = config.name
+    if name == "auto":
+        name = "gp" if n_trials < LARGE else "tpe"
+    return _FACTORIES[name](config.startup_trials, seed), name in _WANT_WHOLE
 
 
 def derive_seed(*parts: object) -> int:

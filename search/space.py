@@ -23,6 +23,7 @@ from search.config import (
     FloatParameter,
     IntParameter,
     Parameter,
+    boundary_values,
     grid_values,
 )
 
@@ -102,6 +103,20 @@ def distribution(parameter: Parameter) -> BaseDistribution:
             return CategoricalDistribution([False, True])
         case FixedParameter():
             raise AssertionError("a fixed parameter is not searched")
+
+
+def neutral(parameter: Parameter) -> Any:
+    """A value in the middle of a range, or the first choice."""
+    match parameter:
+        case (
+            FloatParameter(low=low, high=high, log=log, step=step)
+            | IntParameter(low=low, high=high, log=log, step=step)
+        ):
+            middle = math.sqrt(low * high) if log else (low + high) / 2
+            step = step or (1 if isinstance(parameter, IntParameter) else None)
+            return middle if step is None else low + step * round((middle - low) / step)
+        case _:
+            return boundary_values(parameter)[0]
 
 
 def _suggest(trial: optuna.Trial, name: str, values: BaseDistribution) -> Any:

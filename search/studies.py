@@ -197,11 +197,14 @@ class TypeStudy:
                 if index not in used:
                     given, offered = params, {"offer": index, "origin": origin}
                     break
+        seed = derive_seed(self._seed, self.machine_type, number)
+        sampler, whole = build_sampler(self._sampler, seed, number)
         drawn = self._view.draw(
-            build_sampler(self._sampler, derive_seed(self._seed, self.machine_type, number)),
+            sampler,
             trials,
             hidden=self._hidden_from(number),
             given=given,
+            whole=whole,
         )
         drawn.user_attrs.update(offered)
         return drawn

@@ -7,12 +7,13 @@ the trial's number and on the seed, however often the search was killed and cont
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.config import FixedParameter
-from search.space import Params, Space, all_params, distribution
+from search.space import Params, Space, all_params, distribution, neutral
 
 _CONSTRAINT = "constraints:"  # how Optuna's system attributes of a constraint begin
 COST = "second_objective"  # user attribute of a trial: what it costs; of a study: in what
@@ -37,6 +38,7 @@ class View:
         *,
         hidden: frozenset[int] = frozenset(),
         given: Params | None = None,
+        whole: bool = False,
     ) -> FrozenTrial:
         """A trial that a sampler suggests; it is not part of any stored study.
 
@@ -45,20 +47,25 @@ class View:
             seen: All trials before it, by number.
             hidden: Numbers of those whose reports it must not know: to the sampler they still run.
             given: Parameters to take instead of the sampler's.
+            whole: Show trials as a sampler wants them that models only what is the same in all of
+                them and is complete: inactive parameters have a neutral value, and a trial that was
+                stopped early has the value to be expected of it.
         """
         directions = ["maximize", "minimize"] if self._with_cost else ["maximize"]
         study = optuna.create_study(sampler=sampler, directions=directions)  # type: ignore[arg-type]
         if given is not None:
             study.enqueue_trial(given)
         elif not isinstance(sampler, RandomSampler):
-            study.add_trials(self._shown(seen, hidden))
+            study.add_trials(self._shown(seen, hidden, whole))
         trial = study.ask()
         params = self._space.suggest(trial)
         drawn = study.get_trials(deepcopy=False)[-1]
         drawn.user_attrs["fixed"] = {k: v for k, v in params.items() if k not in drawn.params}
         return drawn
 
-    def _shown(self, seen: Sequence[FrozenTrial], hidden: frozenset[int]) -> Iterator[FrozenTrial]:
+    def _shown(
+        self, seen: Sequence[FrozenTrial], hidden: frozenset[int], whole: bool
+    ) -> Iterator[FrozenTrial]:
         known = [t for t in seen if t.number not in hidden and t.state != TrialState.RUNNING]
         names = frozenset(name for trial in known for name in trial.constraints)
         complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
@@ -66,13 +73,17 @@ class View:
         if self._with_cost:
             worst.append(max((t.user_attrs[COST] for t in complete), default=0.0))
         ended = {trial.number for trial in known}
+        gains = _gains(complete) if whole else {}
         for trial in seen:
             if trial.number not in ended:
-                yield _running(self._space, trial)
+                yield _running(self._space, trial, whole)
                 continue
-            key = (trial.number, names, *([] if _is_feasible(trial) else worst))
+            gain = None
+            if whole and trial.state == TrialState.PRUNED and trial.intermediate_values:
+                gain = gains.get(max(trial.intermediate_values))
+            key = (trial.number, names, whole, gain, *([] if _is_feasible(trial) else worst))
             if key not in self._copies:
-                self._copies[key] = _ended(self._space, trial, names, worst)
+                self._copies[key] = _ended(self._space, trial, names, worst, whole, gain)
             yield self._copies[key]
 
 
@@ -89,18 +100,33 @@ def _shared(**values: Any) -> FrozenTrial:
     return trial
 
 
+def _gains(complete: Sequence[FrozenTrial]) -> dict[int, float]:
+    """Epoch -> what complete trials typically gained from there to their end."""
+    of_epoch: dict[int, list[float]] = {}
+    for trial in complete:
+        for epoch, value in trial.intermediate_values.items():
+            of_epoch.setdefault(epoch, []).append(trial.values[0] - value)
+    return {epoch: float(np.median(gains)) for epoch, gains in of_epoch.items()}
+
+
 def _is_feasible(trial: FrozenTrial) -> bool:
     return all(excess <= 0 for excess in trial.constraints.values())
 
 
-def _running(space: Space, trial: FrozenTrial) -> FrozenTrial:
+def _running(space: Space, trial: FrozenTrial, whole: bool) -> FrozenTrial:
     """A copy without anything that was reported."""
     attributes = {k: v for k, v in trial.system_attrs.items() if not k.startswith(_CONSTRAINT)}
-    return _shared(state=TrialState.RUNNING, **_parameters(space, trial), system_attrs=attributes)
+    parameters = _parameters(space, trial, whole)
+    return _shared(state=TrialState.RUNNING, **parameters, system_attrs=attributes)
 
 
 def _ended(
-    space: Space, trial: FrozenTrial, names: Set[str], worst: Sequence[float]
+    space: Space,
+    trial: FrozenTrial,
+    names: Set[str],
+    worst: Sequence[float],
+    whole: bool,
+    gain: float | None,
 ) -> FrozenTrial:
     """A copy with what samplers read, and nothing that some of them stumble over.
 
@@ -113,11 +139,15 @@ def _ended(
     if state == TrialState.COMPLETE:
         own = [trial.values[0], trial.user_attrs.get(COST)] if is_feasible else worst
         values = own[: len(worst)]
+    elif gain is not None:
+        state = TrialState.COMPLETE
+        value = trial.intermediate_values[max(trial.intermediate_values)] + gain
+        values = [value, trial.user_attrs.get(COST)][: len(worst)]
     attributes = {k: v for k, v in trial.system_attrs.items() if not k.startswith(_CONSTRAINT)}
     return _shared(
         state=state,
         values=values,
-        **_parameters(space, trial),
+        **_parameters(space, trial, whole),
         # Optuna ranks pruned trials by their last value, of which it wants one objective only.
         intermediate_values={} if len(worst) > 1 else trial.intermediate_values,
         system_attrs=attributes,
@@ -125,7 +155,7 @@ def _ended(
     )
 
 
-def _parameters(space: Space, trial: FrozenTrial) -> dict[str, Any]:
+def _parameters(space: Space, trial: FrozenTrial, whole: bool) -> dict[str, Any]:
     """A trial's parameters in the present ranges of the space, which may have been widened.
 
     Samplers model together only what has the same range in all trials.
@@ -133,8 +163,12 @@ def _parameters(space: Space, trial: FrozenTrial) -> dict[str, Any]:
     located = space.locate(all_params(trial))
     assert located is not None, "a study is refused where its space does not hold a trial"
     ranges = {
-        name: distribution(space.parameters[name])
-        for name in located
-        if not isinstance(space.parameters[name], FixedParameter)
+        name: distribution(parameter)
+        for name, parameter in space.parameters.items()
+        if not isinstance(parameter, FixedParameter) and (whole or name in located)
     }
-    return {"params": {name: located[name] for name in ranges}, "distributions": ranges}
+    params = {
+        name: located[name] if name in located else neutral(space.parameters[name])
+        for name in ranges
+    }
+    return {"params": params, "distributions": ranges}

@@ -9,14 +9,19 @@ take the training times of the table, so results come back out of order.
 
 import argparse
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
 
 from search.config import SamplerConfig
 from search.samplers import derive_seed
 from search.space import Params
 from tests.bench.simulation import Step, simulate
-from tests.bench.tables import Table, tables
+from tests.bench.tables import Table, tasks
 
 N_TRIALS, WORKERS = 100, 10
 AFTER = (25, 50, N_TRIALS)
@@ -61,17 +66,30 @@ def regrets(
     return np.append(table.regret[np.array(rows)[ended[best]]], busy)
 
 
+def search(task: tuple[Any, str], n_seeds: int) -> dict[str, np.ndarray]:
+    """What every arm's searches of one table make, `(searches, N_TRIALS + 1)`: see `regrets`."""
+    table = Table(*task)
+    return {
+        name: np.stack(
+            [regrets(table, *arm, derive_seed(table.name, i)) for i in range(n_seeds * repeats)]
+        )
+        for name, (*arm, repeats) in ARMS.items()
+    }
+
+
 def main() -> None:
     """Print a row per arm, then the line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.search_quality")
     parser.add_argument("--quick", action="store_true", help="3 tables and 2 seeds")
     quick = parser.parse_args().quick
-    n_seeds = 2 if quick else 8
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ARMS}
-    for table in tables(quick):
-        for name, (*arm, repeats) in ARMS.items():
-            seeds = [derive_seed(table.name, index) for index in range(n_seeds * repeats)]
-            found[name].append(np.stack([regrets(table, *arm, seed) for seed in seeds]))
+    work = partial(search, n_seeds=2 if quick else 8)
+    # Processes, not threads: the Gaussian process of one search leaves other cores idle.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        of_tables = list(pool.map(work, tasks(quick)))
+    found = {name: [of_table[name] for of_table in of_tables] for name in ARMS}
 
     print(f"regret after trials, and its standard error; {len(found['random'])} tables")
     print(f"{'':20}" + "".join(f"{n:>8} trials" for n in AFTER) + "   busy   searches")

@@ -59,8 +59,16 @@ class Table:
         return np.random.default_rng((seed, row)).permutation(self._values[row])
 
 
+def tasks(quick: bool) -> list[tuple[Any, str]]:
+    """Suite and task of each table; `quick` takes the first of each suite."""
+    return [
+        (suite, task)
+        for suite in _METRICS
+        for task in suite.available_dataset_names[: 1 if quick else None]
+    ]
+
+
 def tables(quick: bool) -> Iterator[Table]:
-    """One table at a time, for they are large; `quick` takes the first of each suite."""
-    for suite in _METRICS:
-        for task in suite.available_dataset_names[: 1 if quick else None]:
-            yield Table(suite, task)
+    """One table at a time, for they are large."""
+    for suite, task in tasks(quick):
+        yield Table(suite, task)

@@ -44,7 +44,7 @@ def test_the_same_seed_gives_the_same_search(
     space = SpaceFile.model_validate(
         {
             "study": {"trials": 6, "epochs": 3, "seed": 5} | at_once,
-            "sampler": {"name": "tpe", "startup_trials": 2},
+            "sampler": {"name": "gp", "startup_trials": 2},
             "scheduler": {"name": "asha", "reduction_factor": 2.0},
             "parameters": PARAMETERS,
         }
