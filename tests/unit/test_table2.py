@@ -269,6 +269,14 @@ def test_the_table_lists_parameters_operations_and_published_figures() -> None:
     )
 
 
+def test_the_readme_says_what_the_command_says() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for line in table2.describe()[2:]:
+        name, n_parameters, macs, *aucs = (cell.strip() for cell in line.strip("| \n").split("|"))
+        mean = aucs[-1] if len(aucs) == 5 else ""
+        assert f"| {name} | {n_parameters} | {macs} | {mean} |".replace("|  |", "| |") in readme
+
+
 def test_the_space_of_the_paper_holds_every_row_once() -> None:
     space = load_space(Path(__file__).parents[2] / "spaces" / "paper.yaml")
     grid = [TrialConfig.from_params(params) for params in Space(space.parameters).grid()]
