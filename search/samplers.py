@@ -15,8 +15,9 @@ from optuna.samplers import (
 
 from search.config import SamplerConfig
 
-# Whoever makes a study takes its sampler from here; Optuna would announce each study and trial.
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+# Whoever makes a study takes its sampler from here. Optuna would announce each study and trial, and
+# warn of what its Gaussian process gets over by itself.
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 # Trials from which the Gaussian process is left: its time for a suggestion grows with their cube.
 LARGE = 200

@@ -57,8 +57,9 @@ class View:
             study.enqueue_trial(given)
         elif not isinstance(sampler, RandomSampler):
             study.add_trials(self._shown(seen, hidden, whole))
-        trial = study.ask()
-        params = self._space.suggest(trial)
+        with np.errstate(invalid="ignore"):  # the Gaussian process may divide 0 by 0, and goes on
+            trial = study.ask()
+            params = self._space.suggest(trial)
         drawn = study.get_trials(deepcopy=False)[-1]
         drawn.user_attrs["fixed"] = {k: v for k, v in params.items() if k not in drawn.params}
         return drawn

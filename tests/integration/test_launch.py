@@ -262,7 +262,7 @@ def test_resources_that_no_node_has_are_refused() -> None:
 
 
 def test_limits_that_nothing_keeps_end_the_run_with_their_reason(tmp_path: Path) -> None:
-    space = space_file(trials=2)
+    space = space_file(trials=2, sampler={"name": "random"})
     with open_storage(tmp_path) as storage:
         study = new_study(storage, space=space, excesses=lambda params: {"parameters": 1.0})
         with pytest.raises(StudyError, match="200 suggestions in a row break a limit"):

@@ -235,7 +235,7 @@ def test_a_champion_whose_files_are_gone_stays(compare: Callable[..., Decision])
 
 def test_a_champion_without_finite_scores_stays(compare: Callable[..., Decision]) -> None:
     champion = make_detector()
-    torch.nn.init.constant_(champion.network.total_conv.bias, float("nan"))
+    torch.nn.init.constant_(champion.members[0].network.total_conv.bias, float("nan"))
     decision = compare(champion, candidate_of(PERFECT))
     assert decision.reason == "version 1 gives scores that are not finite"
     assert not decision.promoted

@@ -103,6 +103,16 @@ class TestLimits:
         assert all(params["train.lr"] <= 1e-2 for params in drawn(study, 12))
         assert len(study.trials()) == study.count("complete") == 12
 
+    @pytest.mark.parametrize("name", ["auto", "tpe", "gp"])
+    def test_limits_that_nothing_keeps_are_told_of(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("search.studies._MOST_INFEASIBLE", 15)
+        sampler = SamplerConfig.model_validate({"name": name})
+        study = new_study(sampler=sampler, excesses=lambda params: {"parameters": 1.0})
+        with pytest.raises(StudyError, match="15 suggestions in a row break a limit"):
+            study.ask()
+
     def test_the_sampler_is_told(self) -> None:
         """Two thirds of the range are forbidden; TPE comes to know, random draws cannot."""
         n_infeasible = {}
