@@ -20,7 +20,7 @@ from search.config import SamplerConfig
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 # Trials from which the Gaussian process is left: its time for a suggestion grows with their cube.
-LARGE = 200
+LARGE = 100
 
 _FACTORIES: dict[str, Callable[[int | None, int], BaseSampler]] = {
     "random": lambda startup, seed: RandomSampler(seed=seed),
