@@ -18,7 +18,6 @@ from mimimi_core.detector import Detector, DetectorError
 from mimimi_core.evaluation import Evaluation, evaluate
 from mimimi_core.figure_file import write_figure
 from mimimi_core.id_table import table, write_csv
-from mimimi_core.metrics import AucReport
 from mimimi_core.pack import Pack, PackError, open_pack, pack_clips
 from mimimi_core.plots import evaluation_figures
 from mimimi_core.training import NonFiniteLossError
@@ -66,8 +65,8 @@ def show(evaluation: Evaluation, machine_type: str, out: Path) -> None:
     write_evaluation(evaluation, folder)
     print(f"{machine_type}, test clips\n")
     print("\n".join(table(analyse(evaluation))))
-    print(f"val_auc {_auc(evaluation.val)}")
-    print(f"dev_auc {_auc(evaluation.dev)}: val and test, to compare with published tables only")
+    print(f"val_auc {evaluation.val}")
+    print(f"dev_auc {evaluation.dev}: val and test, to compare with published tables only")
     print(f"evaluation: {folder}")
 
 
@@ -76,13 +75,6 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     write_csv(analyse(evaluation), folder / "per_id.csv")
     for name, figure in evaluation_figures(evaluation).items():
         write_figure(figure, folder / f"{name}.png")
-
-
-def _auc(report: AucReport) -> str:
-    if report.auc is None or report.ci is None:
-        return "none"
-    low, high = report.ci
-    return f"{report.auc:.3f} [{low:.3f}, {high:.3f}] ({report.n_clips} clips)"
 
 
 if __name__ == "__main__":

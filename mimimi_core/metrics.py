@@ -49,6 +49,10 @@ class AucReport:
     worst_auc: float | None
     per_id: tuple[IdAuc, ...]
 
+    def __str__(self) -> str:
+        """The AUC, never without its interval and the number of clips."""
+        return "none" if self.auc is None else f"{shown(self.auc, self.ci)} ({self.n_clips} clips)"
+
     @property
     def without_auc(self) -> tuple[str, ...]:
         """Ids left out of the mean because they lack normals or anomalies."""

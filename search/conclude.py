@@ -13,7 +13,6 @@ from mimimi_core.detector import Detector
 from mimimi_core.evaluate import write_evaluation
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
 from mimimi_core.figure_file import write_figure
-from mimimi_core.metrics import AucReport
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
 from mimimi_core.winner_figures import winner_figures
@@ -147,8 +146,8 @@ def _register(
             **tags,
             "trial": ", ".join(map(str, winner.members)),
             "data_hash": pack.data_hash,
-            **{f"{name}_auc": _shown(getattr(evaluation, name)) for name in ("val", "test")},
-            "dev_auc": f"{_shown(evaluation.dev)}, val and test together, for comparison only",
+            **{f"{name}_auc": str(getattr(evaluation, name)) for name in ("val", "test")},
+            "dev_auc": f"{evaluation.dev}, val and test together, for comparison only",
         },
         metrics={"test_auc": evaluation.test.auc, "test_pauc": evaluation.test.pauc},
     )
@@ -157,13 +156,6 @@ def _register(
 def _champion(registry: Registry, study: TypeStudy) -> int | None:
     found = registry.champion(study.machine_type)
     return found[0] if found else None
-
-
-def _shown(report: AucReport) -> str:
-    """An AUC never without its interval and the number of clips: `0.912 [0.871, 0.945] (96)`."""
-    if report.auc is None or report.ci is None:
-        return "none"
-    return f"{report.auc:.3f} [{report.ci[0]:.3f}, {report.ci[1]:.3f}] ({report.n_clips} clips)"
 
 
 def _evaluate(
