@@ -20,7 +20,7 @@ anything: all trainings have the same epochs, and the network of the last one co
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from time import process_time
@@ -119,8 +119,15 @@ class _UnwatchedTraining(Training):
         return {}
 
 
-def train(name: str, pack: Pack, conditions: np.ndarray, seed: int, epochs: int) -> Table:
-    """The figures of one network.
+def train(
+    name: str,
+    pack: Pack,
+    conditions: np.ndarray,
+    seed: int,
+    epochs: int,
+    change: Callable[[Training], None] = lambda _: None,
+) -> Table:
+    """The figures of one network, to which `change` may do something before it trains.
 
     Returns:
         `accuracy` of the ids of normal clips; AUC by condition of `total` and of the other heads
@@ -129,6 +136,7 @@ def train(name: str, pack: Pack, conditions: np.ndarray, seed: int, epochs: int)
     """
     params = {**ROWS[name].params, **SMALL, "train.epochs": epochs, "train.seed": seed}
     training = _UnwatchedTraining(TrialConfig.from_params(params), pack)
+    change(training)
     while not training.is_done:
         training.run_epoch()
     clips = pack.select("val")
