@@ -15,17 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-from mlflow import MlflowClient
 from mlflow.entities import Run
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.studies import JOURNAL
 from tests.audio_fixtures import write_dcase2020
 from tests.integration.conftest import TWO_SLOTS
+from tests.invariant import (
+    check_invariant,
+    check_runs,
+    check_trials,
+    open_journal,
+    stored_runs,
+    stored_trials,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -111,21 +116,10 @@ class Folder:
         return Snapshot(process.returncode, stdout, stderr, self.trials(), self.runs())
 
     def trials(self) -> dict[str, list[FrozenTrial]]:
-        storage = JournalStorage(JournalFileBackend(str(self.out / "s" / JOURNAL)))
-        names = {study.study_name for study in storage.get_all_studies()}
-        return {
-            machine_type: optuna.load_study(
-                study_name=f"s/{machine_type}", storage=storage
-            ).get_trials()
-            for machine_type in TYPES
-            if f"s/{machine_type}" in names
-        }
+        return stored_trials(open_journal(self.out, "s"), "s")
 
     def runs(self) -> list[Run]:
-        client = MlflowClient(f"sqlite:///{self.out / 'mlflow.db'}")
-        experiment = client.get_experiment_by_name("s")
-        assert experiment is not None
-        return list(client.search_runs([experiment.experiment_id], max_results=1000))
+        return stored_runs(f"sqlite:///{self.out / 'mlflow.db'}", "s")
 
     def wait_for_ended(self, process: subprocess.Popen[str], n_trials: int) -> None:
         journal, size = self.out / "s" / JOURNAL, 0
@@ -171,6 +165,7 @@ class Story:
     interrupted: Snapshot
     extended: Snapshot
     again: Snapshot
+    storage: BaseStorage
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +191,8 @@ def story(
         extended = folder.run("--trials", "8", *join)
         again = folder.run("--trials", "8", *join)
         wait_until(lambda: not folder.has_workers())
-        yield Story(killed, repeated, interrupted, extended, again)
+        storage = open_journal(folder.out, "s")
+        yield Story(killed, repeated, interrupted, extended, again, storage)
     finally:
         for process in folder.processes():
             os.kill(process, signal.SIGKILL)
@@ -269,29 +265,22 @@ def test_the_same_command_again_changes_nothing(story: Story) -> None:
             assert findings[0][name][key] == findings[1][name][key]
 
 
-@pytest.mark.parametrize("moment", ["repeated", "extended", "again"])
-def test_summary_storage_and_mlflow_agree(story: Story, moment: str) -> None:
-    snapshot: Snapshot = getattr(story, moment)
-    runs = {run.info.run_name: run for run in snapshot.runs}
-    ended = snapshot.ended()
-    assert len(snapshot.runs) == len(TYPES) + len(ended)  # a parent per type, a run per trial
-    assert set(runs) == {*TYPES, *(f"{name}/{trial.number}" for name, trial in ended)}
-    words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-    for name, trial in ended:
-        run = runs[f"{name}/{trial.number}"]
-        assert run.data.tags["mlflow.parentRunId"] == runs[name].info.run_id
-        assert run.data.tags["state"] == words[trial.state.name]
-        assert run.data.tags["epochs"] == str(len(trial.intermediate_values))
-        assert run.data.metrics["objective"] == trial.value
+def test_summary_storage_and_mlflow_agree(story: Story) -> None:
+    check_trials(story.repeated.trials, asked=4, earlier=story.killed)
+    check_runs(story.repeated.trials, story.repeated.runs)
+    check_trials(story.extended.trials, asked=8, earlier=story.interrupted.trials)
+    check_runs(story.extended.trials, story.extended.runs)
+    check_invariant(story.again.summary, story.storage, asked=8, earlier=story.killed)
+
+
+def test_mlflow_tells_the_parameters_of_each_trial(story: Story) -> None:
+    runs = {run.info.run_name: run for run in story.again.runs}
+    for name, trial in story.again.ended():
         params = {**trial.user_attrs["fixed"], **trial.params}
+        run = runs[f"{name}/{trial.number}"]
         assert run.data.params == {key: str(value) for key, value in params.items()}
     for name in TYPES:
         assert runs[name].info.status == "FINISHED"
-        states = Counter(words[t.state.name] for t in snapshot.trials[name])
-        outcome = snapshot.summary["machine_types"][name]
-        assert outcome["trials"] == len(snapshot.trials[name])
-        for word in words.values():
-            assert outcome[word] == states[word]
 
 
 def test_nobody_is_alarmed(story: Story) -> None:
