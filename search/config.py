@@ -205,6 +205,8 @@ class StudySettings(_Model):
     # auto is val_auc, or id_swap_auc for a machine type without labelled anomalies
     objective: Literal["auto", "id_swap_auc", "normal_log_likelihood"] = "auto"
     cost: CostName | None = None  # a second objective, minimised
+    # A trial that reports no epoch for so long hangs; default: see search/failures.py.
+    hang_minutes: float | None = Field(default=None, gt=0)
     parallel: int | None = Field(default=None, ge=1)  # most trials of a machine type at once
     deterministic: bool = False  # what a trial sees depends on its number, not on timing
     joint: bool = False  # beside one classifier per machine type, one for the ids of all of them

@@ -16,9 +16,10 @@ import ray
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SpaceFile
-from search.failures import WORKER_RETRIES, reason_of
+from search.failures import WORKER_RETRIES, longest_silence_s, reason_of
+from search.hangs import alarm
 from search.launch import checkpoint_folder, worker_config
-from search.studies import TypeStudy
+from search.studies import EPOCH, TypeStudy
 from search.trainable import CHECKPOINT, open_training
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def confirm(
                         checkpoint=_folder(folder, machine_type, number, index),
                         seed=study.train_seed(number, index),
                     )
+                    config["hang_s"] = _longest_silence_s(study.trial(number), space)
                     running[train.remote(config)] = (study, number, index)
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
@@ -152,6 +154,13 @@ def _key(number: int, index: int) -> str:
     return f"confirmation/{number}/{index}"
 
 
+def _longest_silence_s(trial: FrozenTrial, space: SpaceFile) -> float:
+    """How long an epoch with these parameters may take, judged by those of the trial itself."""
+    told = [values for name, values in trial.user_attrs.items() if name.startswith(EPOCH)]
+    longest = max((values.get("seconds", 0.0) for values in told), default=0.0)
+    return longest_silence_s(space.study.hang_minutes, longest)
+
+
 def _folder(study_folder: Path, machine_type: str, number: int, index: int) -> Path:
     return (study_folder / "confirmation" / machine_type / f"{number:05d}-{index}").absolute()
 
@@ -162,8 +171,9 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     try:
         training, metrics = open_training(config)
         while not training.is_done:
-            metrics = training.run_epoch()
-            training.save(Path(config["checkpoint"]) / CHECKPOINT, metrics)
+            with alarm(config["hang_s"]):
+                metrics = training.run_epoch()
+                training.save(Path(config["checkpoint"]) / CHECKPOINT, metrics)
     except Exception as error:  # noqa: BLE001 - told, as for every trial
         return {"failure": reason_of(error)}
     seconds = time.perf_counter() - started

@@ -6,9 +6,11 @@
 | loss not finite, a crash in our code | FAIL, reason | no: the same settings would fail again |
 | memory exhausted | infeasible, so that the sampler avoids its like; counted as failed | as below if the process was killed for it |
 | the worker process or its node dies | continues from its last epoch | `WORKER_RETRIES` times, then FAIL |
+| no report for `longest_silence_s` | its worker is killed, then as above | as above, then FAIL "hung" |
 | the driver is killed, interrupted or out of time | stays RUNNING in the storage | when the command is repeated |
 """  # noqa: D205, D400, D415, E501
 
+import math
 import traceback
 
 import torch
@@ -17,7 +19,8 @@ from mimimi_core.config import ConfigError
 from mimimi_core.training import NonFiniteLossError
 
 WORKER_RETRIES = 3
-
+_TIMES_LONGEST = 20.0  # the longest epoch known
+_LEAST_SILENCE_S = 3600.0
 
 _OUT_OF_MEMORY = "out of memory"
 # What Ray says of a worker that it killed before the system would have.
@@ -27,6 +30,21 @@ _KILLED_FOR_MEMORY = ("OutOfMemoryError", "running low on memory")
 def is_out_of_memory(reason: str) -> bool:
     """Whether a trial failed for want of memory."""
     return reason.startswith(_OUT_OF_MEMORY)
+
+
+def longest_silence_s(stated_minutes: float | None, longest_epoch_s: float) -> float:
+    """How long a trial that runs may report nothing before it is taken to hang.
+
+    Args:
+        stated_minutes: `study.hang_minutes`. Without it, many times the longest epoch known, an
+            hour at least; and no limit while none is known, for a slow first epoch is honest.
+        longest_epoch_s: Of the trials so far, 0 if none has reported.
+    """
+    if stated_minutes is not None:
+        return 60 * stated_minutes
+    if not longest_epoch_s:
+        return math.inf
+    return max(_LEAST_SILENCE_S, _TIMES_LONGEST * longest_epoch_s)
 
 
 def reason_of(error: Exception) -> str:

@@ -17,6 +17,7 @@ from ray import tune
 
 from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
+from search.hangs import HangWatch
 from search.interrupt import Interrupt
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
@@ -126,7 +127,8 @@ def run_trials(
             study, number, space, packs[machine_type], resources, checkpoint=checkpoint, seed=seed
         )
 
-    scheduler = StudyScheduler(studies, space.scheduler, space.study.epochs)
+    watch = HangWatch(space.study.hang_minutes)
+    scheduler = StudyScheduler(studies, space.scheduler, space.study.epochs, watch)
     searcher = StudySearcher(
         studies,
         n_trials=space.study.trials,

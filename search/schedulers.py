@@ -17,6 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from search.config import SchedulerConfig
 from search.failures import reason_of_loss
+from search.hangs import HangWatch
 from search.samplers import derive_seed
 from search.studies import TypeStudy
 
@@ -109,13 +110,18 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         studies: One per machine type.
         config: The rule.
         epochs: Most epochs of a trial.
+        watch: Ends trials that hang.
     """
 
     def __init__(
-        self, studies: Mapping[str, TypeStudy], config: SchedulerConfig, epochs: int
+        self,
+        studies: Mapping[str, TypeStudy],
+        config: SchedulerConfig,
+        epochs: int,
+        watch: HangWatch | None = None,
     ) -> None:
         self._studies, self._config, self._epochs = dict(studies), config, epochs
-        self._rule = RULES[config.name]
+        self._rule, self._watch = RULES[config.name], watch or HangWatch(None)
         self.stopped: set[str] = set()  # ids of trials that were ended early
         self.losses: dict[str, list[str]] = {}  # trial id -> why its workers died, one by one
 
@@ -124,6 +130,7 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """See TrialScheduler; remembers whom it stopped."""
+        self._watch.heard(trial, result.get("time_this_iter_s", 0.0))
         if not math.isfinite(result["objective"]):
             return str(TrialScheduler.STOP)
         study, number = self._studies[trial.config["machine_type"]], trial.config["number"]
@@ -141,14 +148,18 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """See TrialScheduler; called for every lost worker, whether the trial is retried or not."""
-        error = Path(trial.error_file).read_text()
-        self.losses.setdefault(trial.trial_id, []).append(reason_of_loss(error))
+        reason = self._watch.reason(trial) or reason_of_loss(Path(trial.error_file).read_text())
+        self.losses.setdefault(trial.trial_id, []).append(reason)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """See TrialScheduler."""
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
-        """The first trial that waits; our searcher never lets many wait."""
+        """The first trial that waits; our searcher never lets many wait.
+
+        Tune asks in every turn of its loop, so those that hang are looked for here.
+        """
+        self._watch.look(tune_controller.get_live_trials())
         for trial in tune_controller.get_trials():
             if trial.status == Trial.PENDING:
                 return trial

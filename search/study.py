@@ -246,7 +246,8 @@ def _settings(space_file: SpaceFile) -> dict[str, Any]:
     settings = space_file.model_dump(
         mode="json", exclude={"resources", "confirmation", "promotion"}
     )
-    for other in ("trials", "hours", "joint"):  # joint adds a machine type, and changes none
+    # joint adds a machine type, and changes none
+    for other in ("trials", "hours", "hang_minutes", "joint"):
         del settings["study"][other]
     if not space_file.study.deterministic:
         del settings["study"]["parallel"]

@@ -3,6 +3,7 @@
 Workers of Ray import this module, so it imports little.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -39,7 +40,7 @@ EVENTS = "events.jsonl"  # beside the study's checkpoints: what analytic trials 
 
 def space_file(trials: int = 4, epochs: int = 3, **sections: Any) -> SpaceFile:
     """A checked space of a few parameters of each kind; `sections` are those of a YAML file."""
-    study = {"trials": trials, "epochs": epochs}
+    study = {"trials": trials, "epochs": epochs, **sections.pop("study", {})}
     return SpaceFile.model_validate({"study": study, "parameters": PARAMETERS, **sections})
 
 
@@ -112,6 +113,12 @@ class FakeTune:
             self._searcher.on_trial_complete(trial.trial_id, error=True)
 
 
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    """What the analytic trials of a study below that folder did, in order."""
+    lines = (folder / "checkpoints" / EVENTS).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def analytic_trainable(
     plan: Mapping[tuple[str, int], str] | None = None, step_s: float = 0.0
 ) -> type[tune.Trainable]:
@@ -121,7 +128,8 @@ def analytic_trainable(
         plan: (machine type, number) -> what is special about that trial: "meet" waits until
             another one that meets runs as well, "poor" falls behind, "nan" reports an objective
             that is none, "crash" reports a failure in its second epoch, "lose once" and "lose
-            always" kill their process after the checkpoint of the second epoch.
+            always" kill their process after the checkpoint of the second epoch, "hang always" and
+            "hang once" never report theirs, "freeze once" stops its whole process.
         step_s: How long an epoch takes.
     """
     deeds = dict(plan or {})
@@ -156,6 +164,12 @@ def analytic_trainable(
                 os.kill(os.getpid(), signal.SIGKILL)
             if deed == "lose once" and self._epoch == 2 and not is_restored:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if deed == "hang always" and self._epoch == 2:
+                time.sleep(3600)
+            if deed == "hang once" and self._epoch == 2 and not is_restored:
+                ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock, as native code may
+            if deed == "freeze once" and self._epoch == 2 and not is_restored:
+                os.kill(os.getpid(), signal.SIGSTOP)
             level = 0.5 if deed == "poor" else 0.9
             result = result_of(self._epoch, config["params"]["train.epochs"], level)
             if deed == "nan":

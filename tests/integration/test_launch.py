@@ -1,7 +1,6 @@
 """Trials on a real Ray through the real Tuner, most of them analytic and quick."""
 
 import itertools
-import json
 import os
 import signal
 from collections import Counter, defaultdict
@@ -22,7 +21,7 @@ from search.launch import checkpoint_folder, run_trials, trial_resources
 from search.searcher import Observer
 from search.studies import StudyError, TypeStudy, open_storage
 from tests.audio_fixtures import write_dcase2020
-from tests.doubles import EVENTS, analytic_trainable, space_file
+from tests.doubles import analytic_trainable, events_of, space_file
 from tests.study_fixtures import new_study
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -64,11 +63,6 @@ def run(
             trainable=trainable or analytic_trainable(),
         )
         return {name: list(study.trials()) for name, study in studies.items()}, is_over
-
-
-def events_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "checkpoints" / EVENTS).read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 @dataclass(frozen=True)

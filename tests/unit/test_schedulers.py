@@ -191,6 +191,8 @@ def test_the_first_trial_that_waits_is_run(
         def get_trials() -> list[FakeTrial]:
             return trials
 
+        get_live_trials = get_trials
+
     assert scheduler.choose_trial_to_run(Controller) is trials[1]
     for trial in trials:
         trial.set_status(Trial.TERMINATED)
