@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from mimimi_core.metrics import CONFIDENCE, Interval
 
-_Z = float(norm.ppf((1 + CONFIDENCE) / 2))
+_Z = float(ndtri((1 + CONFIDENCE) / 2))
 _GRID = np.linspace(-1, 1, 20_001)  # differences that an interval may begin or end at
 
 
@@ -159,7 +159,7 @@ class _Evidence:
         excess = self.difference - null
         if not excess:
             return 0.5
-        return float(norm.sf(excess / np.sqrt(self.variance(np.array(null)))))
+        return float(ndtr(-excess / np.sqrt(self.variance(np.array(null)))))
 
     def interval(self) -> Interval:
         """From the lowest to the highest null that is not rejected."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtri
 from sklearn.metrics import roc_auc_score, roc_curve
 
 MAX_FPR = 0.1  # of the partial AUC, as in DCASE Task 2 since 2020
 CONFIDENCE = 0.95
-_Z = float(norm.ppf((1 + CONFIDENCE) / 2))
+_Z = float(ndtri((1 + CONFIDENCE) / 2))
 _LEAST_PAUC = 0.5 * (1 - MAX_FPR / (2 - MAX_FPR))  # that of a ranking without any hit
 Interval = tuple[float, float]
 

@@ -5,11 +5,12 @@ Its real-valued twin, and the one way to build either or any other system.
 B batch, C ids, F bins, T frames.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
 
 from mimimi_core.complex_nn import (
     ComplexConv2d,
@@ -171,17 +172,36 @@ class Cost(NamedTuple):
 
 
 def network_cost(network: NetworkConfig, frontend: FrontendConfig, n_ids: int) -> Cost:
-    """Count without computing: torch's FLOP counter over tensors that have no storage.
+    """Count while one crop passes, on the CPU.
+
+    Neither torch's FLOP counter nor its meta device is used: both import torch's compiler, which
+    takes longer than all the rest of a dry run.
 
     Raises:
         ConfigError: A crop is too small for this network, or of another kind than it takes.
     """
     network.check_input(frontend)
-    with torch.device("meta"):
-        model = build_network(network, n_ids, frontend)
-        crop = torch.empty(1, *frontend.feature_shape)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model.eval().nll(crop)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    return Cost(n_parameters, counter.get_total_flops() // 2)
+    with torch.random.fork_rng(devices=[]):
+        model = build_network(network, n_ids, frontend).eval()
+    with torch.no_grad(), _MacCounter() as counter:
+        model.nll(torch.zeros(1, *frontend.feature_shape))
+    return Cost(sum(p.numel() for p in model.parameters()), counter.macs)
+
+
+class _MacCounter(TorchFunctionMode):
+    """Counts the multiply-accumulates of convolutions and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function; count what it multiplies."""
+        out = func(*args, **(kwargs or {}))
+        if func is torch.conv2d:
+            self.macs += out.numel() * args[1][0].numel()
+        elif func in (F.linear, Tensor.matmul, Tensor.__matmul__):
+            self.macs += out.numel() * args[0].shape[-1]
+        return out

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import gamma
 
 from mimimi_core.crops import Crops, window_offsets
 from mimimi_core.frontend import Frontend
@@ -85,6 +84,8 @@ def fit_threshold(
     scores = np.asarray(normal_scores, dtype=np.float64)
     if not len(scores) or np.ptp(scores) <= 1e-6 * np.abs(scores).max():
         return None
+    from scipy.stats import gamma  # here: it takes a second, and scoring alone needs it not
+
     shape, _, scale = gamma.fit(np.maximum(scores, 1e-12), floc=0)
     return Threshold(
         value=float(gamma.ppf(1 - false_alarm_rate, shape, scale=scale)),

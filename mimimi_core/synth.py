@@ -14,12 +14,12 @@ import json
 import sys
 import tempfile
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mimimi_core.clips import ManifestError
+from mimimi_core.clips import Clip, ManifestError
 from mimimi_core.machines import FAULTS, MACHINE_IDS, SAMPLE_RATE, fault_of, machine_clip
 
 CLIPS_PER_ID = (("train", "normal", 40), ("test", "normal", 24), ("test", "anomaly", 24))
@@ -36,10 +36,7 @@ def write_synthetic(dest: Path, machine_types: Sequence[str] | None = None, seed
     Raises:
         ManifestError: A machine type is unknown, or its folder holds something else.
     """
-    for machine_type in FAULTS if machine_types is None else machine_types:
-        if machine_type not in FAULTS:
-            known = ", ".join(FAULTS)
-            raise ManifestError(f"machine type must be one of {known}, got {machine_type!r}")
+    for machine_type in _known(machine_types):
         home = dest / machine_type
         note = json.dumps({"version": VERSION, "seed": seed}) + "\n"
         if not home.exists():
@@ -57,19 +54,55 @@ def write_synthetic(dest: Path, machine_types: Sequence[str] | None = None, seed
     return dest
 
 
-def _write_type(home: Path, machine_type: str, seed: int) -> None:
+def list_synthetic(dest: Path, machine_types: Sequence[str] | None = None) -> dict[str, list[Clip]]:
+    """The clips that `find_clips` would find once they are written; takes no time.
+
+    Raises:
+        ManifestError: A machine type is unknown.
+    """
+    found = {}
+    for machine_type in sorted(_known(machine_types)):
+        clips = [
+            Clip(
+                path=dest.resolve() / machine_type / name,
+                name=f"{machine_type}/{name}",
+                machine_type=machine_type,
+                machine_id=machine_id,
+                label=int(label == "anomaly"),
+                part="train" if name.startswith("train/") else "labelled",
+            )
+            for name, machine_id, label, _ in _clips()
+        ]
+        found[machine_type] = sorted(clips, key=lambda clip: clip.name)
+    return found
+
+
+def _known(machine_types: Sequence[str] | None) -> Sequence[str]:
+    for machine_type in machine_types or ():
+        if machine_type not in FAULTS:
+            known = ", ".join(FAULTS)
+            raise ManifestError(f"machine type must be one of {known}, got {machine_type!r}")
+    return list(FAULTS) if machine_types is None else machine_types
+
+
+def _clips() -> Iterator[tuple[str, str, str, int]]:
+    """Name, machine id, label and number of each clip of a type."""
     for part, label, n_clips in CLIPS_PER_ID:
-        (home / part).mkdir(parents=True, exist_ok=True)
         for machine_id in MACHINE_IDS:
             for number in range(n_clips):
-                name = f"{part}/{label}_{machine_id}_{number:08d}.wav"
-                key = hashlib.blake2b(f"{seed}/{machine_type}/{name}".encode(), digest_size=8)
-                rng = np.random.default_rng(int.from_bytes(key.digest(), "big"))
-                fault = fault_of(machine_type, number) if label == "anomaly" else None
-                samples = machine_clip(machine_type, machine_id, rng, fault)
-                with wave.open(str(home / name), "wb") as file:
-                    file.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", ""))
-                    file.writeframes(samples.tobytes())
+                yield f"{part}/{label}_{machine_id}_{number:08d}.wav", machine_id, label, number
+
+
+def _write_type(home: Path, machine_type: str, seed: int) -> None:
+    for name, machine_id, label, number in _clips():
+        key = hashlib.blake2b(f"{seed}/{machine_type}/{name}".encode(), digest_size=8)
+        rng = np.random.default_rng(int.from_bytes(key.digest(), "big"))
+        fault = fault_of(machine_type, number) if label == "anomaly" else None
+        samples = machine_clip(machine_type, machine_id, rng, fault)
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        with wave.open(str(home / name), "wb") as file:
+            file.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", ""))
+            file.writeframes(samples.tobytes())
 
 
 def _move(made: Path, home: Path) -> None:

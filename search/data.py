@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from mimimi_core.clips import Clip, find_clips
 from mimimi_core.pack import Pack, open_pack, pack_clips
-from mimimi_core.synth import write_synthetic
+from mimimi_core.synth import list_synthetic, write_synthetic
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,12 @@ class DataError(ValueError):
 
 
 def find_data(
-    folder: Path | None, out: Path, machine_types: Sequence[str] | None, joint: bool = False
+    folder: Path | None,
+    out: Path,
+    machine_types: Sequence[str] | None,
+    joint: bool = False,
+    *,
+    look_only: bool = False,
 ) -> Manifest:
     """The clips of the chosen machine types, all types by default.
 
@@ -33,6 +38,7 @@ def find_data(
         machine_types: Which to take.
         joint: Add the type `JOINT`: all clips once more, of machines named `fan_id_00`. Each clip
             is in the same split as before.
+        look_only: Do not write the embedded data set, only list what it would be.
 
     Raises:
         DataError: A type is unknown, or has fewer than two machine ids to tell apart, or there is
@@ -44,8 +50,12 @@ def find_data(
             "no --data DIR: searching on the EMBEDDED data set, synthetic sound made by "
             "mimimi_core/synth.py; its figures say nothing about real machines"
         )
-        folder = write_synthetic(out / "embedded", machine_types)
-    found = find_clips(folder)
+        folder = out / "embedded"
+        if not look_only:
+            write_synthetic(folder, machine_types)
+        found = list_synthetic(folder, machine_types)
+    else:
+        found = find_clips(folder)
     chosen = list(machine_types or found)
     for machine_type in chosen:
         if machine_type not in found:

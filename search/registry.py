@@ -16,31 +16,17 @@ from hashlib import sha256
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from time import time
+from typing import Any
 
 from search.tracking import TrackingError, open_client, shown_uri, store_errors  # isort: split
 
 import mlflow
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import Array
 from sqlalchemy.engine import make_url
 
 _DETECTOR = "detector"  # folder of the weights inside a registered model's `data`
 _REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "soundfile")
-_SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [ColSpec(DataType.string, "machine_id"), ColSpec(Array(DataType.double), "waveform")]
-    ),
-    outputs=Schema(
-        [
-            ColSpec(DataType.double, "score"),
-            ColSpec(DataType.double, "threshold", required=False),
-            ColSpec(DataType.string, "decision", required=False),
-        ]
-    ),
-)
 
 
 def model_name(machine_type: str) -> str:
@@ -234,6 +220,8 @@ class Registry:
         loader_module: str,
         code_path: Path | None,
     ) -> tuple[str, str]:
+        from mlflow.models import Model  # here: it takes a second, and only who registers pays
+
         run = self._client.get_run(run_id)
         model = self._client.create_logged_model(
             run.info.experiment_id, name, run_id, params=run.data.params
@@ -254,7 +242,7 @@ class Registry:
                         f"{package}=={installed_version(package).partition('+')[0]}"
                         for package in _REQUIREMENTS
                     ],
-                    signature=_SIGNATURE,
+                    signature=_signature(),
                     mlflow_model=Model(
                         artifact_path=model.artifact_location,
                         run_id=run_id,
@@ -271,6 +259,26 @@ class Registry:
         self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         self._client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id), str(model.artifact_location)
+
+
+def _signature() -> Any:
+    """What a registered model takes and returns, in MLflow's terms."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    return ModelSignature(
+        inputs=Schema(
+            [ColSpec(DataType.string, "machine_id"), ColSpec(Array(DataType.double), "waveform")]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(DataType.double, "score"),
+                ColSpec(DataType.double, "threshold", required=False),
+                ColSpec(DataType.string, "decision", required=False),
+            ]
+        ),
+    )
 
 
 def _digest(model_folder: Path) -> str:

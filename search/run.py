@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         space = load_space(args.space, overrides)
         time_budget_s = _seconds(args.time_budget)
         machine_types = _names(args.machine_types)
-        manifest = find_data(args.data, args.out, machine_types, space.study.joint)
+        manifest = find_data(
+            args.data, args.out, machine_types, space.study.joint, look_only=args.dry_run
+        )
     except _USER_ERRORS as error:
         return _refuse(error)
     if args.dry_run:

@@ -89,8 +89,17 @@ def test_scoring_waveforms_loads_no_data_layer_and_no_search() -> None:
         "optuna",
         "mlflow",
         "search",
+        "scipy.stats",
+        "triton",
     )
     assert _loaded("import mimimi_core.detector", *heavy) == {"torch"}
+
+
+def test_a_dry_run_loads_no_cluster_no_tracker_and_no_compiler() -> None:
+    heavy = ("ray", "mlflow", "matplotlib", "sklearn", "torchaudio", "scipy.stats", "torch._dynamo")
+    run = "from search.run import main; main(['--space', 'spaces/complex.yaml', '--dry-run'])"
+    script = f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n    {run}"
+    assert _loaded(script, *heavy) == set()
 
 
 def test_the_public_names_are_there() -> None:

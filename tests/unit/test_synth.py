@@ -10,7 +10,7 @@ from mimimi_core.audio import read_clip
 from mimimi_core.clips import Clip, ManifestError, find_clips
 from mimimi_core.machines import FAULTS, MACHINE_IDS, N_SAMPLES, fault_of, machine_clip
 from mimimi_core.pack import open_pack, pack_clips
-from mimimi_core.synth import main, write_synthetic
+from mimimi_core.synth import list_synthetic, main, write_synthetic
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,14 @@ def nearest(
     means = np.array([spectra[train & (ids == i)].mean(0) for i in MACHINE_IDS])
     distances = np.linalg.norm(spectra[~train, None] - means, axis=2)
     return [clip for clip in clips if clip.part == "labelled"], distances
+
+
+def test_the_list_is_what_will_be_found(tmp_path: Path) -> None:
+    listed = list_synthetic(tmp_path / "embedded", ["fan"])
+    assert not (tmp_path / "embedded").exists()
+    assert listed == find_clips(write_synthetic(tmp_path / "embedded", ["fan"]))
+    with pytest.raises(ManifestError, match="'lathe'"):
+        list_synthetic(tmp_path, ["lathe"])
 
 
 def test_a_plain_detector_finds_some_faults(nearest: tuple[list[Clip], np.ndarray]) -> None:
