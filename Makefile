@@ -4,9 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Small enough for five minutes on two cores; the space file alone asks for 40 trials of 30 epochs.
 SEARCH_ARGS ?= --machine-types fan,valve --trials 6 --epochs 4
-BENCHES := search_quality multifidelity confirmation promotion label_free phase effects start
+BENCHES := training scoring search_quality multifidelity confirmation promotion label_free phase \
+  effects start
 
-.PHONY: install search test lint type unit integration e2e bench clean
+.PHONY: install search test lint type unit integration e2e bench gpu-bench clean
 
 install: $(READY)
 
@@ -40,6 +41,10 @@ e2e: install
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python -m tests.bench.$$bench; done
+
+# Training speed on the first GPU; without one it says so.
+gpu-bench: install
+	$(BIN)/python -m tests.bench.gpu --profile
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -31,7 +31,7 @@ def mixing_weights(
         float32 `(B, C)`, rows summing to 1.
     """
     n, n_ids = len(ids), len(present)
-    one_hot = torch.nn.functional.one_hot(ids, n_ids).float()
+    one_hot = torch.eye(n_ids, device=ids.device)[ids]
     gamma = torch._standard_gamma(torch.full((n, n_ids), alpha, device=ids.device), generator=g)
     gamma = gamma.clamp_min(1e-12) * present
     weights = gamma / gamma.sum(dim=1, keepdim=True)

@@ -5,7 +5,6 @@ B batch, C ids, F bins, T frames, N samples.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mimimi_core import augment
@@ -40,6 +39,7 @@ class Batches:
         self.clips = torch.from_numpy(clips).to(device)  # int64 (n,) what an epoch goes through
         self.ids = torch.from_numpy(pack.id_index).to(device)  # int64, of every clip of the pack
         of_id = [clips[pack.id_index[clips] == i] for i in range(n_ids)]
+        self._one_hot = torch.eye(n_ids, device=device)  # torch's `one_hot` reads the ids back
         self._n_of_id = torch.tensor([len(x) for x in of_id], device=device)
         longest = max(len(x) for x in of_id)
         padded = [np.resize(x if len(x) else clips[:1], longest) for x in of_id]
@@ -55,7 +55,7 @@ class Batches:
             )
             waveforms = self._mix(waveforms, ids, target, generator)
         else:
-            target = F.one_hot(ids, len(self._n_of_id)).float()
+            target = self._one_hot[ids]
         return self.features(waveforms, config, generator), target
 
     def features(

@@ -144,7 +144,7 @@ class Training:
         Raises:
             NonFiniteLossError: The loss or a score overflowed or became NaN.
         """
-        loss = self._train_epoch()
+        loss = float(self.train_steps())
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"train_loss is {loss} in epoch {self.epoch + 1} "
@@ -166,6 +166,32 @@ class Training:
                     names = ("normal_log_likelihood",)
                 metrics |= {name: self._label_free(name) for name in names if name not in metrics}
         return metrics
+
+    def train_steps(self) -> Tensor:
+        """Take all steps of an epoch; its mean loss, still on the device.
+
+        Nothing in here waits for the device. `run_epoch` is what counts the epoch and scores.
+        """
+        train = self.config.train
+        generator = torch.Generator(self.device).manual_seed((train.seed << 16) + self.epoch)
+        self.network.train()
+        everything = self.batches.clips
+        order = torch.randperm(len(everything), generator=generator, device=self.device)
+        batches = torch.split(everything[order], train.batch_size)
+        total = torch.zeros((), device=self.device)
+        for step, clips in enumerate(batches):
+            features, target = self.batches.draw(clips, generator)
+            with autocast(self.device, self.bf16):
+                terms = self.network.losses(features, target)
+            loss = self._weighted(terms)
+            if self.optimizer:
+                progress = (self.epoch + step / len(batches)) / train.epochs
+                _set_lr(self.optimizer, train, progress)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+            total += loss.detach() * len(clips)
+        return total / len(everything)
 
     def scores(self, clips: np.ndarray) -> ClipScores:
         """Score clips of the pack, each under its own id."""
@@ -294,28 +320,6 @@ class Training:
                 f"scores are not finite after epoch {self.epoch} (train.lr "
                 f"{self.config.train.lr:g}, bf16 {self.bf16})"
             )
-
-    def _train_epoch(self) -> float:
-        train = self.config.train
-        generator = torch.Generator(self.device).manual_seed((train.seed << 16) + self.epoch)
-        self.network.train()
-        everything = self.batches.clips
-        order = torch.randperm(len(everything), generator=generator, device=self.device)
-        batches = torch.split(everything[order], train.batch_size)
-        total = torch.zeros((), device=self.device)
-        for step, clips in enumerate(batches):
-            features, target = self.batches.draw(clips, generator)
-            with autocast(self.device, self.bf16):
-                terms = self.network.losses(features, target)
-            loss = self._weighted(terms)
-            if self.optimizer:
-                progress = (self.epoch + step / len(batches)) / train.epochs
-                _set_lr(self.optimizer, train, progress)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                self.optimizer.step()
-            total += loss.detach() * len(clips)
-        return float(total / len(everything))
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """Sum of a system's losses with the weights of the settings; `total` has 1."""

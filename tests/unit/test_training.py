@@ -1,12 +1,14 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimimi_core.checkpoint import CheckpointError
 from mimimi_core.clips import find_clips
@@ -314,3 +316,26 @@ def test_weight_decay_is_decoupled_from_the_gradient(pack: Pack) -> None:
         plain.network.encoder[0].weight_real - with_decay.network.encoder[0].weight_real
     ).detach()
     torch.testing.assert_close(difference, 0.01 * 0.5 * start, rtol=1e-3, atol=1e-6)
+
+
+class _Reads(TorchDispatchMode):
+    """Counts what makes a host wait for its device: values that are read back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+        self.n += func.overloadpacket.__name__ in waits
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_steps_of_an_epoch_read_nothing_back_from_the_device() -> None:
+    training = Training(tiny_config(AUGMENT_ALL), tone_pack(), CPU)
+    with _Reads() as reads:
+        loss = training.train_steps()
+    assert reads.n == 0
+    with reads:
+        float(loss)
+    assert reads.n == 1
