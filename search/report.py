@@ -59,9 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--study", required=True, help="name of the study")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all results")
+    parser.add_argument("--storage", help="of the search; default: what OUT/NAME says")
     args = parser.parse_args(argv)
     try:
-        folder = write_report(args.out / args.study)
+        folder = write_report(args.out / args.study, args.storage)
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,20 +73,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, storage_uri: str | None = None) -> Path:
     """Write the report on a study, as it is now.
 
     Args:
         folder: Of the study, `<out>/<study>`; nothing in it is locked or changed.
+        storage_uri: Where the study's trials are, if not where its folder says.
 
     Returns:
         Its folder `report`, with `report.html`, `report.md` and `trials.csv`, and the files of the
         systems' table where there is one.
 
     Raises:
-        ReportError: The folder holds no journal, or the journal no study.
+        ReportError: There is no storage, or no such study in it.
     """
-    types = read_facts(folder)
+    types = read_facts(folder, storage_uri)
     reports = [
         TypeReport(
             machine_type=facts.machine_type,
@@ -96,7 +98,7 @@ def write_report(folder: Path) -> Path:
     ]
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     target = folder / "report"
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     _write(target / "trials.csv", _trials_csv(types))
     joint, table = joint_section(types), build_table(types)
     overview = [] if joint is None else [joint]

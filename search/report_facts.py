@@ -1,6 +1,6 @@
-"""What the journal of a study tells: trials, costs, fresh seeds, the winner. Reads, writes nothing.
+"""What the storage of a study tells: trials, costs, fresh seeds, the winner. Reads, writes nothing.
 
-Neither the study's lock nor the journal's is taken, so a running search is not disturbed.
+No lock is taken, neither the study's nor the journal's, so a running search is not disturbed.
 """
 
 from collections import Counter
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from search.rank_correlation import RankCorrelation, spearman
-from search.studies import EPOCH, FINALISTS, JOURNAL
+from search.storages import JOURNAL, noted_uri, require_postgres
+from search.studies import EPOCH, FINALISTS, StudyError
 
 STATES = ("complete", "pruned", "infeasible", "failed", "running", "waiting")
 LABEL_FREE = ("id_swap_auc", "normal_log_likelihood")  # figures that need no labelled anomaly
@@ -198,28 +199,49 @@ class TypeFacts:
         return found
 
 
-def read_facts(folder: Path) -> list[TypeFacts]:
-    """The studies of all machine types in a study's folder, by name.
+def read_facts(folder: Path, storage_uri: str | None = None) -> list[TypeFacts]:
+    """The studies of all machine types of a search, by name.
 
     Args:
         folder: Of the study, `<out>/<study>`.
+        storage_uri: Where its trials are, if not where the folder says.
 
     Raises:
-        ReportError: There is no journal, or no study in it.
+        ReportError: There is no storage, or no study in it.
     """
-    journal = folder / JOURNAL
-    if not journal.is_file():  # Optuna would create it
+    uri = storage_uri or noted_uri(folder)
+    if uri is None:
+        return _read_all(_journal(folder / JOURNAL), str(folder / JOURNAL))
+    from search.postgres import PostgresError, read_postgres
+
+    try:
+        require_postgres(uri)
+        with read_postgres(uri) as storage:
+            return _read_all(storage, f"{uri}, for {folder.name!r},", folder.name)
+    except StudyError as error:
+        raise ReportError(str(error)) from error
+    except PostgresError as error:
+        raise ReportError(f"cannot use the storage {uri}: {error}") from error
+
+
+def _journal(path: Path) -> BaseStorage:
+    if not path.is_file():  # Optuna would create it
         raise ReportError(
-            f"{journal} does not exist: --study must name a study in --out that was searched "
+            f"{path} does not exist: --study must name a study in --out that was searched "
             "before; python -m search.run makes one"
         )
     try:
-        storage = JournalStorage(JournalFileBackend(str(journal.absolute())))
+        return JournalStorage(JournalFileBackend(str(path.absolute())))
     except (ValueError, KeyError, OSError) as error:
-        raise ReportError(f"{journal} is no readable journal of Optuna: {error}") from error
+        raise ReportError(f"{path} is no readable journal of Optuna: {error}") from error
+
+
+def _read_all(storage: BaseStorage, where: str, study: str | None = None) -> list[TypeFacts]:
     names = optuna.get_all_study_names(storage)
+    if study is not None:  # a database holds others too
+        names = [name for name in names if name.rpartition("/")[0] == study]
     if not names:
-        raise ReportError(f"{journal} holds no study yet: wait for the search's first trial")
+        raise ReportError(f"{where} holds no study yet: wait for the search's first trial")
     studies = [optuna.load_study(study_name=name, storage=storage) for name in sorted(names)]
     return [_facts_of(study) for study in studies]
 

@@ -17,8 +17,9 @@ from mimimi_core.audio import AudioError
 from mimimi_core.clips import ManifestError
 from search.config import SpaceError, SpaceFile, load_space
 from search.data import DataError, Manifest, find_data
+from search.uris import UriError, require_no_password
 
-_USER_ERRORS = (SpaceError, DataError, ManifestError, AudioError)
+_USER_ERRORS = (SpaceError, DataError, ManifestError, AudioError, UriError)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -27,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        for option in ("storage", "tracking_uri"):
+            if (uri := getattr(args, option)) is not None:
+                require_no_password(uri, f"--{option.replace('_', '-')}")
         overrides = {
             key: value
             for key in ("trials", "epochs", "seed")
@@ -60,6 +64,7 @@ def _search(
             name=args.study,
             space_name=args.space.stem,
             out=args.out,
+            storage_uri=args.storage,
             tracking_uri=args.tracking_uri,
             address=args.address,
             time_budget_s=time_budget_s,
@@ -87,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--study", help="name; default: made of the space, the data and the seed")
     add("--seed", type=int, help="default: the space file's")
     add("--address", help="of a Ray cluster; default: RAY_ADDRESS, else this machine")
-    add("--tracking-uri", help="of MLflow; default: sqlite:///OUT/mlflow.db")
+    add("--storage", help="postgresql://USER@HOST/DB for the trials; default: a file below OUT")
+    add("--tracking-uri", help="of MLflow; default: --storage, else sqlite:///OUT/mlflow.db")
     add("--out", type=Path, default=Path("runs"), help="folder of all results")
     add("--dry-run", action="store_true", help="print what would be done, and stop")
     add("--promote", choices=["auto", "never"], default="auto")

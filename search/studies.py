@@ -1,21 +1,17 @@
-"""The truth of a search: one Optuna study per machine type in one journal file, one writer.
+"""The truth of a search: one Optuna study per machine type in one storage, one writer.
 
 Every epoch is stored as it is reported, so a search that dies at any moment continues from here,
 and the tracking server can be filled again from here.
 """
 
-import fcntl
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.config import SamplerConfig
@@ -25,7 +21,6 @@ from search.views import COST, View
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "optuna.journal"
 FINALISTS = "finalists"  # note of a study: what they all made of the test clips
 EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
 INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
@@ -38,38 +33,6 @@ Offer = tuple[str, Params]  # where a configuration comes from, and its paramete
 
 class StudyError(ValueError):
     """A study cannot be opened or continued as asked."""
-
-
-@contextmanager
-def open_storage(folder: Path) -> Iterator[BaseStorage]:
-    """The study's journal, held by this process alone.
-
-    Raises:
-        StudyError: Another process runs this study.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StudyError(
-                f"study {folder.name!r} in {folder.parent} is being run by another process: "
-                "wait for it, or choose another --study"
-            ) from error
-        journal = folder / JOURNAL
-        _mend(journal)
-        yield JournalStorage(JournalFileBackend(str(journal.absolute())))
-
-
-def _mend(journal: Path) -> None:
-    """Undo what a killed writer leaves: a lock nobody holds, half of a last line."""
-    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
-    if journal.exists():
-        content = journal.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with journal.open("r+b") as file:
-                file.truncate(whole)
 
 
 class TypeStudy:

@@ -26,7 +26,8 @@ from search.progress import Progress
 from search.registry import Registry, model_name
 from search.report import write_report
 from search.space import Space
-from search.studies import Ending, StudyError, TypeStudy, open_storage
+from search.storages import check_storage, open_storage
+from search.studies import Ending, StudyError, TypeStudy
 from search.tracking import Tracker, TrackingError, check
 from search.views import COST
 from search.warm_start import offers
@@ -46,6 +47,7 @@ def run_study(
     name: str | None,
     space_name: str,
     out: Path,
+    storage_uri: str | None,
     tracking_uri: str | None,
     address: str | None,
     time_budget_s: float | None,
@@ -59,7 +61,8 @@ def run_study(
         name: Of the study; None derives one that the same command finds again.
         space_name: Beginning of a derived name.
         out: Folder of all results.
-        tracking_uri: MLflow's; None is a sqlite file in `out`.
+        storage_uri: Of the PostgreSQL database that holds the trials; None is a journal in `out`.
+        tracking_uri: MLflow's; None is that database, else a sqlite file in `out`.
         address: Of a Ray cluster.
         time_budget_s: For the trials.
         promote: Whether winners are registered.
@@ -73,7 +76,9 @@ def run_study(
         TrackingError: The tracking server does not answer.
         AudioError: A clip cannot be read.
     """
-    tracking_uri = tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
+    tracking_uri = tracking_uri or storage_uri or f"sqlite:///{out / 'mlflow.db'}"
+    if storage_uri is not None:
+        check_storage(storage_uri)
     check(tracking_uri)
     packs = pack_data(manifest, out)
     objectives = {t: _objective(pack, space_file.study.objective) for t, pack in packs.items()}
@@ -85,7 +90,7 @@ def run_study(
     name = name or f"{space_name}-{_signature(settings, packs)}"
     folder = out / name
     registry = Registry(tracking_uri)
-    with open_storage(folder) as storage:
+    with open_storage(folder, storage_uri) as storage:
         studies = {
             machine_type: _open_study(
                 storage, name, pack, objectives[machine_type], space_file, settings, registry
@@ -200,7 +205,7 @@ def _run(
                 time_budget_s=time_budget_s,
                 observers=(progress, _Tracking(background, studies)),
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         flush_s = 0.0
         raise
     finally:

@@ -15,15 +15,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from socket import create_connection
 from time import time
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial
 
 from search import mlflow_ui
+from search.postgres import connect
 from search.space import all_params
 from search.studies import Ending, ending_of
+from search.uris import UriError, require_no_password
 from search.views import COST
 
 # Before the import, because importing MLflow starts its usage reports. No retries inside MLflow:
@@ -72,6 +73,10 @@ def check(tracking_uri: str, create: bool = True) -> None:
     Raises:
         TrackingError: The scheme is unknown, or nothing usable answers at the URI.
     """
+    try:
+        require_no_password(tracking_uri, "--tracking-uri")
+    except UriError as error:
+        raise TrackingError(str(error)) from error
     scheme = tracking_uri.partition("://")[0].partition("+")[0]
     if "://" not in tracking_uri or scheme not in ("sqlite", "postgresql", "http", "https"):
         raise TrackingError(
@@ -83,8 +88,7 @@ def check(tracking_uri: str, create: bool = True) -> None:
         if scheme == "sqlite":
             _touch_sqlite(tracking_uri, create)
         elif scheme == "postgresql":  # MLflow would try again for minutes
-            url = make_url(tracking_uri)
-            create_connection((url.host or "localhost", url.port or 5432), _CHECK_TIMEOUT_S).close()
+            connect(tracking_uri).close()
         with _environment(
             MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=str(_CHECK_TIMEOUT_S)
         ):

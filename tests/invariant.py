@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mimimi_core.detector import Detector
 from search.registry import Registry
-from search.studies import JOURNAL, ending_of
+from search.storages import JOURNAL
+from search.studies import ending_of
 
 Trials = Mapping[str, list[FrozenTrial]]
 

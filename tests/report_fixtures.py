@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from search.studies import JOURNAL
+from search.storages import JOURNAL
 
 EPOCHS = 9
 RUNGS = (1, 3)  # epochs after which the poor are stopped

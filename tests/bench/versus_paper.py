@@ -26,7 +26,8 @@ from mimimi_core.detector import Detector
 from mimimi_core.metrics import auc_report
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
-from search.studies import EPOCH, JOURNAL
+from search.storages import JOURNAL
+from search.studies import EPOCH
 
 _MOST_EPOCHS = 10_000  # the time runs out before
 

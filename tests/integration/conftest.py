@@ -11,6 +11,7 @@ import ray
 from search import tracking
 from search.launch import cluster
 from search.tracking import check
+from tests.postgres_server import PASSWORD, Postgres
 from tests.tracking_fixtures import Server, WatchedClient
 
 TWO_SLOTS = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2, "GPU": 0}'}  # whatever the machine has
@@ -66,3 +67,21 @@ def uri(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def study(request: pytest.FixtureRequest) -> str:
     return request.node.name  # the server is shared, so each test has its own experiment
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server, and its password where libpq looks for one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSWORD", PASSWORD)
+        server = Postgres()
+        try:
+            yield server
+        finally:
+            server.remove()
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> str:
+    """The URI of an empty database."""
+    return postgres.emptied()

@@ -10,7 +10,7 @@ from mimimi_core.pack import pack_clips
 from search.config import SpaceFile
 from search.launch import run_trials
 from search.space import all_params
-from search.studies import open_storage
+from search.storages import open_storage
 from tests.audio_fixtures import write_dcase2020
 from tests.study_fixtures import new_study
 

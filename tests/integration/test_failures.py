@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.failures import WORKER_RETRIES
 from search.launch import run_trials
-from search.studies import open_storage
+from search.storages import open_storage
 from tests.doubles import analytic_trainable, events_of, space_file
 from tests.invariant import check_trials
 from tests.study_fixtures import new_study

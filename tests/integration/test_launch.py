@@ -19,7 +19,8 @@ from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
 from search.launch import checkpoint_folder, run_trials, trial_resources
 from search.searcher import Observer
-from search.studies import StudyError, TypeStudy, open_storage
+from search.storages import open_storage
+from search.studies import StudyError, TypeStudy
 from tests.audio_fixtures import write_dcase2020
 from tests.doubles import analytic_trainable, events_of, space_file
 from tests.study_fixtures import new_study

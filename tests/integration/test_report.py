@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from search.studies import JOURNAL
+from search.storages import JOURNAL
 from tests.report_fixtures import make_full_study
 
 pytestmark = pytest.mark.integration

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search.studies import JOURNAL
+from search.storages import JOURNAL
 from tests.audio_fixtures import write_dcase2020
 from tests.integration.conftest import TWO_SLOTS
 from tests.invariant import (

@@ -8,7 +8,8 @@ import pytest
 from optuna.trial import TrialState
 
 from search.progress import Progress
-from search.studies import TypeStudy, open_storage
+from search.storages import open_storage
+from search.studies import TypeStudy
 from tests.doubles import space_file
 from tests.study_fixtures import new_study
 

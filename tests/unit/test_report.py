@@ -13,7 +13,7 @@ from search.report import main, write_report
 from search.report_facts import read_facts
 from search.report_sections import Section, build_sections
 from search.report_summary import key_facts
-from search.studies import JOURNAL
+from search.storages import JOURNAL
 from tests.report_fixtures import (
     OUTCOME,
     add_accidents,

@@ -10,7 +10,7 @@ from scipy import stats
 
 from search.rank_correlation import spearman
 from search.report_facts import ReportError, TypeFacts, read_facts
-from search.studies import JOURNAL, open_storage
+from search.storages import JOURNAL, open_storage
 from tests.report_fixtures import (
     EPOCHS,
     OUTCOME,

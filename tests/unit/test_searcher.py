@@ -18,7 +18,8 @@ from search.config import SamplerConfig, SchedulerConfig
 from search.schedulers import StudyScheduler
 from search.searcher import SnapshotFreeGenerator, StudySearcher, cached
 from search.space import all_params
-from search.studies import TypeStudy, open_storage
+from search.storages import open_storage
+from search.studies import TypeStudy
 from tests.doubles import PARAMETERS, FakeTune, level_of, result_of, space_file
 from tests.study_fixtures import new_study
 

@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SamplerConfig
 from search.space import Space, all_params
-from search.studies import JOURNAL, Ending, StudyError, TypeStudy, open_storage
+from search.storages import JOURNAL, open_storage
+from search.studies import Ending, StudyError, TypeStudy
 from tests.doubles import level_of, space_file
 
 HOLD_LOCK = """

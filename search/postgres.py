@@ -1,0 +1,281 @@
+"""Owns everything PostgreSQL: where Optuna's tables lie, who may write them, what an outage does.
+
+Optuna's tables have a schema of their own, because MLflow may have the same database and both call
+a table `alembic_version`. Passwords are libpq's business: PGPASSWORD, PGPASSFILE, a service file.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import NullPool, event
+from sqlalchemy.engine import ExceptionContext
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = "optuna"
+PATIENCE_S = 300.0  # how long a search waits for its database before it ends
+_PAUSE_S = 0.25  # between two attempts
+_DRIVER = "postgresql+psycopg://"
+_TABLES_LOCK = 0  # number of the lock that is held while tables are made
+_SETTINGS = {
+    # Machines that vanish without a word are noticed within about a minute, by both ends; else a
+    # dead driver would keep its lock, and a dead server be waited for, for hours.
+    "connect_timeout": 5,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+    "options": " ".join(
+        f"-c {setting}"
+        for setting in (
+            f"search_path={SCHEMA}",
+            "tcp_keepalives_idle=30",
+            "tcp_keepalives_interval=10",
+            "tcp_keepalives_count=3",
+        )
+    ),
+}
+
+
+class PostgresError(ConnectionError):
+    """PostgreSQL cannot be used now; the message says why."""
+
+
+class LockedError(PostgresError):
+    """Another process runs this study."""
+
+
+class StorageLost(SystemExit):  # noqa: N818  # no error of the program, but its end
+    """The database stayed away: ends the process with this message and exit code 1.
+
+    No Exception, because Tune takes any that arises while it handles a trial for a failure of that
+    trial, and would have it recorded as one.
+    """
+
+
+def connect(uri: str, **settings: Any) -> Any:
+    """A connection of psycopg, in autocommit mode.
+
+    Args:
+        uri: `postgresql://USER@HOST:PORT/DATABASE`, or whatever libpq takes as a URI.
+        settings: Further ones of libpq.
+
+    Raises:
+        PostgresError: There is no psycopg, or no database answers.
+    """
+    try:
+        import psycopg
+    except ImportError as error:
+        raise PostgresError("PostgreSQL needs psycopg: pip install -e '.[postgres]'") from error
+    try:
+        plain = uri.replace(_DRIVER, "postgresql://", 1)
+        return psycopg.connect(plain, autocommit=True, **({"connect_timeout": 5} | settings))
+    except psycopg.Error as error:
+        raise PostgresError(_first_line(error)) from error
+
+
+@contextmanager
+def open_postgres(uri: str, study: str) -> Iterator[BaseStorage]:
+    """Optuna's storage in PostgreSQL, for one study and held by this process alone.
+
+    Args:
+        uri: As `connect` takes it.
+        study: Name of the whole search.
+
+    Raises:
+        PostgresError: The database cannot be used.
+        LockedError: Another process runs the study.
+    """
+    _make_tables(uri)
+    lock = int.from_bytes(hashlib.blake2b(study.encode(), digest_size=8).digest(), signed=True)
+
+    # The only connection holds the study's lock. So whatever is written is written under the lock,
+    # also after a restart of the server, which forgets locks, and somebody else may have come.
+    def connect_locked() -> Any:
+        connection = connect(uri, **_SETTINGS)
+        if not connection.execute("SELECT pg_try_advisory_lock(%s)", [lock]).fetchone()[0]:
+            connection.close()
+            raise LockedError("another process runs this study")
+        connection.autocommit = False
+        return connection
+
+    storage = _storage(connect_locked, pool_size=1, max_overflow=0)
+    try:
+        yield cast(BaseStorage, PatientStorage(storage, PATIENCE_S))
+    finally:
+        storage.engine.dispose()
+
+
+@contextmanager
+def read_postgres(uri: str) -> Iterator[BaseStorage]:
+    """Optuna's storage in PostgreSQL to look at: takes no lock of a study, makes no table.
+
+    Raises:
+        PostgresError: The database cannot be used, or no search has used it.
+    """
+    with connect(uri) as connection:
+        (table,) = connection.execute("SELECT to_regclass(%s)", [f"{SCHEMA}.studies"]).fetchone()
+    if table is None:
+        raise PostgresError("no search has used this database")
+    storage = _storage(partial(_connect, uri))
+    try:
+        yield storage
+    finally:
+        storage.engine.dispose()
+
+
+def _connect(uri: str) -> Any:
+    connection = connect(uri, **_SETTINGS)
+    connection.autocommit = False
+    return connection
+
+
+def _make_tables(uri: str) -> None:
+    """Make Optuna's tables where there are none; a second process waits for the first."""
+    import psycopg
+
+    with connect(uri) as connection:
+        try:
+            connection.execute("SELECT pg_advisory_lock(%s)", [_TABLES_LOCK])
+            if connection.execute("SELECT to_regnamespace(%s)", [SCHEMA]).fetchone()[0] is None:
+                connection.execute(f"CREATE SCHEMA {SCHEMA}")
+            # Not with the pool of one: Optuna looks at versions over two connections at once.
+            engine = {"creator": partial(_connect, uri), "poolclass": NullPool}
+            RDBStorage(_DRIVER, engine).engine.dispose()
+        except psycopg.Error as error:
+            raise PostgresError(_first_line(error)) from error
+        except RuntimeError as error:  # of another version of Optuna; it says what to do
+            raise PostgresError(str(error)) from error
+
+
+class _Storage(RDBStorage):
+    """Optuna's, without its check that a name always means the same choices.
+
+    A space may be widened, which `search.studies` checks, and the journal takes any trial as well.
+    """
+
+    def _set_trial_param_without_commit(
+        self,
+        session: Any,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None = None,
+    ) -> None:
+        super()._set_trial_param_without_commit(
+            session, trial_id, param_name, param_value_internal, distribution, distribution
+        )
+
+
+def _storage(creator: Callable[[], Any], **pool: Any) -> RDBStorage:
+    storage = _Storage(
+        _DRIVER,
+        {"creator": creator, **pool},
+        skip_table_creation=True,
+        skip_compatibility_check=True,
+    )
+    event.listen(storage.engine, "handle_error", _translate)
+    return storage
+
+
+def _translate(context: ExceptionContext) -> None:
+    """Tell what a later attempt may mend from what it cannot.
+
+    Optuna would take the former for an error of its own, and try to create a trial again that may
+    be there already.
+    """
+    import psycopg
+
+    error = context.original_exception
+    if context.is_disconnect or isinstance(error, psycopg.OperationalError):
+        raise PostgresError(_first_line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class PatientStorage:
+    """A storage that waits for its database, and does everything exactly once.
+
+    The reply to a write may be lost although it was carried out. Attributes and values may be
+    written again; before a trial is created or ended again, it is looked for, which is enough
+    because nobody else writes.
+
+    Args:
+        storage: Raises `PostgresError` for what may pass.
+        patience_s: How long one call waits.
+    """
+
+    def __init__(self, storage: RDBStorage, patience_s: float) -> None:
+        self._inner = get_storage(storage)  # reads a trial that has ended only once
+        self._patience_s = patience_s
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """All other methods of BaseStorage."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        method = getattr(self._inner, name)
+        return lambda *args, **kwargs: self._repeat(partial(method, *args, **kwargs))
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """See BaseStorage; the template tells by its start whether it is there."""
+        assert template_trial is not None
+        create = partial(self._inner.create_new_trial, study_id, template_trial)
+
+        def create_again() -> int:
+            for trial in self._inner.get_all_trials(study_id, deepcopy=False):
+                if trial.datetime_start == template_trial.datetime_start:
+                    return trial._trial_id
+            return create()
+
+        return int(self._repeat(create, create_again))
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """See BaseStorage."""
+        end = partial(self._inner.set_trial_state_values, trial_id, state, values)
+
+        def end_again() -> bool:
+            return self._inner.get_trial(trial_id).state == state or end()
+
+        return bool(self._repeat(end, end_again))
+
+    def _repeat(self, call: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
+        """What `call` returns, or what `again` (else `call`) does once the database is back.
+
+        Raises:
+            StorageLost: It stayed away.
+        """
+        try:
+            return call()
+        except PostgresError as error:
+            logger.warning("the database fails, waiting for it: %s", error)
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                result = (again or call)()
+            except PostgresError as error:
+                if time.monotonic() > deadline:
+                    raise self._lost(error) from error
+                time.sleep(_PAUSE_S)
+            else:
+                logger.warning("the database works again")
+                return result
+
+    def _lost(self, error: PostgresError) -> StorageLost:
+        return StorageLost(
+            f"error: the database of --storage has failed for {self._patience_s:.0f} s ({error}): "
+            "what it holds is safe; repeat the command once it works, and the trials that were "
+            "running go on from their last checkpoint"
+        )

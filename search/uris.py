@@ -1,0 +1,34 @@
+"""What the URI of a database or a server may hold: no password, since URIs end up in logs."""
+
+import re
+
+_SECRET_OPTIONS = re.compile(r"[?&](ssl)?password=", re.IGNORECASE)
+
+
+class UriError(ValueError):
+    """A URI cannot be used; the message repeats no secret of it."""
+
+
+def require_no_password(uri: str, option: str) -> None:
+    """Refuse a URI with a password: command lines, shell histories and logs would all show it.
+
+    Args:
+        uri: Of a database or a server.
+        option: Where it was given, such as `--storage`.
+
+    Raises:
+        UriError: It holds one.
+    """
+    scheme, _, rest = uri.partition("://")
+    credentials = rest.partition("?")[0].rpartition("@")[0]  # nobody's in sqlite:////a:b@c
+    has_credentials = ":" in credentials and not rest.startswith("/")
+    if not has_credentials and not _SECRET_OPTIONS.search(rest):
+        return
+    if scheme.startswith("http"):
+        instead = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    else:
+        instead = "set PGPASSWORD, or put it into ~/.pgpass (PGPASSFILE) or a service file"
+    raise UriError(
+        f"{option} must hold no password, because logs and the list of processes show it: leave "
+        f"it out (USER@HOST) and {instead}; change it if others use this machine"
+    )

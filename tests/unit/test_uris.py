@@ -1,0 +1,50 @@
+"""A password on a command line is refused, and not repeated."""
+
+import pytest
+
+from search.run import main
+from search.uris import UriError, require_no_password
+
+SECRET = "hunter2"
+WITH_PASSWORD = [
+    f"postgresql://user:{SECRET}@host:5432/db",
+    f"postgresql://user:{SECRET}@host/db?sslmode=require",
+    f"postgresql://user:{SECRET}/{SECRET}@host/db",  # not as it should be written, but a secret
+    f"postgresql://user@host/db?password={SECRET}",
+    f"postgresql:///db?host=h&sslpassword={SECRET}",
+    f"https://user:{SECRET}@mlflow.example",
+    f"mysql://user:{SECRET}@host/db",
+]
+WITHOUT = [
+    "postgresql://user@host:5432/db",
+    "postgresql+psycopg://user@[::1]:5432/db",
+    "postgresql://host/db?application_name=a:b@c",
+    "postgresql:///?service=search",
+    "sqlite:////data/a:b@c/mlflow.db",
+    "sqlite:///runs/mlflow.db",
+    "http://127.0.0.1:5000",
+]
+
+
+@pytest.mark.parametrize("uri", WITH_PASSWORD)
+def test_a_password_is_refused_without_repeating_it(uri: str) -> None:
+    with pytest.raises(UriError, match="--storage must hold no password") as caught:
+        require_no_password(uri, "--storage")
+    assert SECRET not in str(caught.value)
+    instead = "MLFLOW_TRACKING_PASSWORD" if uri.startswith("http") else "PGPASSWORD"
+    assert instead in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", WITHOUT)
+def test_what_is_no_password_passes(uri: str) -> None:
+    require_no_password(uri, "--storage")
+
+
+@pytest.mark.parametrize("option", ["--storage", "--tracking-uri"])
+def test_a_search_refuses_before_it_does_anything(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--space", "nowhere.yaml", option, WITH_PASSWORD[0]]) == 2
+    said = capsys.readouterr()
+    assert f"error: {option} must hold no password" in said.err
+    assert SECRET not in said.err + said.out
