@@ -3,12 +3,16 @@
 Knows nothing of any search, cluster or tracker; `search` imports it, never the reverse.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from mimimi_core.config import NetworkConfig
 
 if TYPE_CHECKING:
     from mimimi_core.network import build_network
+
+# Before torch takes memory: maps of many MB then come in large pages, with a tenth of the faults.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = ["NetworkConfig", "build_network"]
 

@@ -28,6 +28,7 @@ from mimimi_core.density import Autoencoder, GroupMade
 from mimimi_core.mahalanobis import Mahalanobis
 from mimimi_core.mobilenetv2 import MobileNetV2
 from mimimi_core.nearest_neighbour import NearestNeighbour
+from mimimi_core.norm_prelu import norm_prelu
 from mimimi_core.systems import Classifier, Logits, System, build_head
 
 
@@ -50,7 +51,22 @@ class ChannelAttention(nn.Module):
         return x * (1 + self.weights(x)[:, :, None, None])
 
 
-def build_encoder(config: NetworkConfig, is_complex: bool) -> nn.Sequential:
+class Encoder(nn.Sequential):
+    """Convolution, norm and activation by turns; a batch norm and its PReLU are computed as one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map after the last layer."""
+        layers = list(self)
+        for conv, norm, activation in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
+            x = conv(x)
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(activation, nn.PReLU):
+                x = norm_prelu(x, norm, activation)
+            else:
+                x = activation(norm(x))
+        return x
+
+
+def build_encoder(config: NetworkConfig, is_complex: bool) -> Encoder:
     """Layers of convolution, norm and activation, in complex or in real numbers."""
     blocks: list[nn.Module] = []
     n_in = 1
@@ -68,7 +84,7 @@ def build_encoder(config: NetworkConfig, is_complex: bool) -> nn.Sequential:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out")
             blocks += [conv, nn.BatchNorm2d(n_out), nn.PReLU(n_out)]
         n_in = n_out
-    return nn.Sequential(*blocks)
+    return Encoder(*blocks)
 
 
 class ComplexNetwork(Classifier):
