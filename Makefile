@@ -7,7 +7,7 @@ SEARCH_ARGS ?= --machine-types fan,valve --trials 6 --epochs 4
 BENCHES := training scoring search_quality multifidelity confirmation promotion label_free phase attention \
   effects start
 
-.PHONY: install search test lint type unit integration e2e bench gpu-bench clean
+.PHONY: install search test lint type unit integration e2e cluster-test bench gpu-bench clean
 
 install: $(READY)
 
@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 search: install
 	$(BIN)/python -m search.run --space spaces/complex.yaml $(SEARCH_ARGS)
 
-test: lint type unit integration e2e
+test: lint type unit integration e2e cluster-test
 
 lint: install
 	$(BIN)/ruff check .
@@ -37,6 +37,10 @@ integration: install
 
 e2e: install
 	$(BIN)/python -m pytest tests/e2e
+
+# Skipped by name where network namespaces cannot be made, and says what is missing.
+cluster-test: install
+	$(BIN)/python -m pytest tests/cluster
 
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

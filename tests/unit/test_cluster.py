@@ -66,6 +66,15 @@ def test_ray_starts_as_it_must_and_nothing_is_served_to_others(config: dict[str,
     assert hosts == ["127.0.0.1"] * 2  # Ray's dashboard and MLflow
 
 
+def test_mlflow_runs_no_jobs_of_its_own() -> None:
+    """They cost eight processes and most of the 2 GiB that its pod has."""
+    servers = [c for c in (*commands(GPU), *commands(LOCAL)) if "mlflow server" in c]
+    assert len(servers) == 2
+    off = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
+    assert all(off in command for command in servers)
+    assert off in PODS[0]["containers"][1]["command"]
+
+
 def test_gpus_start_from_zero_and_go_when_idle() -> None:
     config = prepare_config(GPU)
     head, *workers = config["available_node_types"].values()
@@ -194,7 +203,7 @@ def test_every_pod_has_the_shared_folder_and_serves_nobody_else() -> None:
         for container in pod["containers"]:
             assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/shared"}]
     head, mlflow = PODS[0]["containers"]
-    assert mlflow["command"][mlflow["command"].index("--host") + 1] == "127.0.0.1"
+    assert "--host=127.0.0.1" in mlflow["args"]
     params = RAY_CLUSTER["spec"]["headGroupSpec"]["rayStartParams"]
     assert params["dashboard-host"] == "127.0.0.1"
 
