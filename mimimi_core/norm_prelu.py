@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mimimi_core.precision import full_precision
+
 _PART = 1 << 16  # values worked on at a time; five such tensors in fp32 fit a cache of 2 MB
 
 
@@ -33,7 +35,8 @@ def norm_prelu(x: Tensor, norm: nn.BatchNorm2d, prelu: nn.PReLU) -> Tensor:
             mean, var = torch.batch_norm_update_stats(x, mean, var, momentum)
             norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
     args = (norm.weight, norm.bias, prelu.weight, mean, var, norm.eps, norm.training)
-    result = _NormPReLU.apply(x, *args)  # type: ignore[no-untyped-call]
+    with full_precision(x.device):  # autocast would round every part for torch's PReLU
+        result = _NormPReLU.apply(x, *args)  # type: ignore[no-untyped-call]
     return result
 
 
