@@ -4,10 +4,12 @@ Optuna's tables have a schema of their own, because MLflow may have the same dat
 a table `alembic_version`. Passwords are libpq's business: PGPASSWORD, PGPASSFILE, a service file.
 """
 
+import copy
 import hashlib
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -205,27 +207,46 @@ def _first_line(error: BaseException) -> str:
 
 
 class PatientStorage:
-    """A storage that waits for its database, and does everything exactly once.
+    """A storage that waits for its database, does everything once, and reads nothing twice.
 
-    The reply to a write may be lost although it was carried out. Attributes and values may be
-    written again; before a trial is created or ended again, it is looked for, which is enough
-    because nobody else writes.
+    That needs that nobody else writes. The reply to a write may be lost although it was carried
+    out: attributes and values may be written again, but a trial is looked for before it is created
+    or ended again. What was read holds until the next write, because Tune's control loop asks for
+    all trials many times a second.
 
     Args:
         storage: Raises `PostgresError` for what may pass.
-        patience_s: How long one call waits.
+        patience_s: How long an outage may last.
     """
 
     def __init__(self, storage: RDBStorage, patience_s: float) -> None:
         self._inner = get_storage(storage)  # reads a trial that has ended only once
         self._patience_s = patience_s
+        self._lock = threading.RLock()  # the live table is drawn by a thread
+        self._known: dict[tuple[str, int], Any] = {}
+        self._deadline: float | None = None  # while the database is away
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """All other methods of BaseStorage."""
         if name.startswith("_"):
             raise AttributeError(name)
         method = getattr(self._inner, name)
-        return lambda *args, **kwargs: self._repeat(partial(method, *args, **kwargs))
+        call = self._repeat if name.startswith("get_") else self._write
+        return lambda *args, **kwargs: call(partial(method, *args, **kwargs))
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """See BaseStorage; not to be changed."""
+        get = partial(self._inner.get_trial, trial_id)
+        return cast(FrozenTrial, self._read(("trial", trial_id), get))
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """See BaseStorage."""
+        get = partial(self._inner.get_all_trials, study_id, deepcopy=False)
+        trials = self._read(("study", study_id), get)
+        chosen = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(chosen) if deepcopy else chosen
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """See BaseStorage; the template tells by its start whether it is there."""
@@ -238,7 +259,7 @@ class PatientStorage:
                     return trial._trial_id
             return create()
 
-        return int(self._repeat(create, create_again))
+        return int(self._write(create, create_again))
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -249,7 +270,18 @@ class PatientStorage:
         def end_again() -> bool:
             return self._inner.get_trial(trial_id).state == state or end()
 
-        return bool(self._repeat(end, end_again))
+        return bool(self._write(end, end_again))
+
+    def _read(self, key: tuple[str, int], get: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = self._repeat(get)
+            return self._known[key]
+
+    def _write(self, call: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
+        with self._lock:
+            self._known.clear()
+            return self._repeat(call, again)
 
     def _repeat(self, call: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
         """What `call` returns, or what `again` (else `call`) does once the database is back.
@@ -257,21 +289,23 @@ class PatientStorage:
         Raises:
             StorageLost: It stayed away.
         """
-        try:
-            return call()
-        except PostgresError as error:
-            logger.warning("the database fails, waiting for it: %s", error)
-        deadline = time.monotonic() + self._patience_s
-        while True:
-            try:
-                result = (again or call)()
-            except PostgresError as error:
-                if time.monotonic() > deadline:
-                    raise self._lost(error) from error
-                time.sleep(_PAUSE_S)
-            else:
-                logger.warning("the database works again")
-                return result
+        with self._lock:
+            while True:
+                try:
+                    result = call()
+                except PostgresError as error:
+                    call = again or call
+                    if self._deadline is None:
+                        logger.warning("the database fails, waiting for it: %s", error)
+                        self._deadline = time.monotonic() + self._patience_s
+                    if time.monotonic() > self._deadline:
+                        raise self._lost(error) from error
+                    time.sleep(_PAUSE_S)
+                else:
+                    if self._deadline is not None:
+                        logger.warning("the database works again")
+                        self._deadline = None
+                    return result
 
     def _lost(self, error: PostgresError) -> StorageLost:
         return StorageLost(
