@@ -48,7 +48,9 @@ def cluster(address: str | None) -> Iterator[None]:
     os.environ.update(_TUNE_ENVIRONMENT)
     if address and address != "auto":
         _require_listener(address)
-    options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    # "local", for without an address Ray joins whatever was last started on this machine, or waits
+    # for it in vain where that is gone.
+    options = {"address": address} if address else {"address": "local", "include_dashboard": False}
     with redirect_stdout(sys.stderr):  # Ray prints its news, but stdout is for the summary
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

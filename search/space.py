@@ -35,6 +35,11 @@ class Space:
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self.parameters = dict(parameters)
+        self.distributions = {  # of what is searched, in Optuna's form
+            name: distribution(parameter)
+            for name, parameter in parameters.items()
+            if not isinstance(parameter, FixedParameter)
+        }
 
     def suggest(self, trial: optuna.Trial) -> Params:
         """Ask Optuna for every active parameter and add the fixed ones; inactive ones are absent.
@@ -47,7 +52,7 @@ class Space:
                 if isinstance(parameter, FixedParameter):
                     params[name] = parameter.value
                 else:
-                    params[name] = _suggest(trial, name, distribution(parameter))
+                    params[name] = _suggest(trial, name, self.distributions[name])
         return params
 
     def locate(self, settings: Mapping[str, Any]) -> Params | None:

@@ -12,8 +12,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.config import FixedParameter
-from search.space import Params, Space, all_params, distribution, neutral
+from search.space import Params, Space, all_params, neutral
 
 _CONSTRAINT = "constraints:"  # how Optuna's system attributes of a constraint begin
 COST = "second_objective"  # user attribute of a trial: what it costs; of a study: in what
@@ -29,7 +28,9 @@ class View:
 
     def __init__(self, space: Space, *, with_cost: bool = False) -> None:
         self._space, self._with_cost = space, with_cost
-        self._copies: dict[tuple[Any, ...], FrozenTrial] = {}  # of ended trials, which stay as is
+        # Of ended trials, by number: those stay as they are, and a study is shown again and again.
+        self._constraints: dict[int, dict[str, float]] = {}
+        self._copies: dict[int, tuple[object, FrozenTrial]] = {}  # the last copy, and of what
 
     def draw(
         self,
@@ -56,10 +57,10 @@ class View:
         if given is not None:
             study.enqueue_trial(given)
         elif not isinstance(sampler, RandomSampler):
-            study.add_trials(self._shown(seen, hidden, whole))
+            for trial in self._shown(seen, hidden, whole):  # `add_trial` would check each again
+                study._storage.create_new_trial(study._study_id, template_trial=trial)
         with np.errstate(invalid="ignore"):  # the Gaussian process may divide 0 by 0, and goes on
-            trial = study.ask()
-            params = self._space.suggest(trial)
+            params = self._space.suggest(study.ask())
         drawn = study.get_trials(deepcopy=False)[-1]
         drawn.user_attrs["fixed"] = {k: v for k, v in params.items() if k not in drawn.params}
         return drawn
@@ -68,7 +69,10 @@ class View:
         self, seen: Sequence[FrozenTrial], hidden: frozenset[int], whole: bool
     ) -> Iterator[FrozenTrial]:
         known = [t for t in seen if t.number not in hidden and t.state != TrialState.RUNNING]
-        names = frozenset(name for trial in known for name in trial.constraints)
+        for trial in known:
+            if trial.number not in self._constraints:
+                self._constraints[trial.number] = trial.constraints
+        names = frozenset(name for trial in known for name in self._constraints[trial.number])
         complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
         worst = [min((t.values[0] for t in complete), default=0.0)]
         if self._with_cost:
@@ -82,10 +86,13 @@ class View:
             gain = None
             if whole and trial.state == TrialState.PRUNED and trial.intermediate_values:
                 gain = gains.get(max(trial.intermediate_values))
-            key = (trial.number, names, whole, gain, *([] if _is_feasible(trial) else worst))
-            if key not in self._copies:
-                self._copies[key] = _ended(self._space, trial, names, worst, whole, gain)
-            yield self._copies[key]
+            is_feasible = all(excess <= 0 for excess in self._constraints[trial.number].values())
+            key = (names, whole, gain, None if is_feasible else worst)
+            known_key, copy = self._copies.get(trial.number, (None, trial))
+            if known_key != key:
+                copy = _ended(self._space, trial, names, worst, whole, gain)
+                self._copies[trial.number] = (key, copy)
+            yield copy
 
 
 class _Shared(FrozenTrial):
@@ -163,11 +170,7 @@ def _parameters(space: Space, trial: FrozenTrial, whole: bool) -> dict[str, Any]
     """
     located = space.locate(all_params(trial))
     assert located is not None, "a study is refused where its space does not hold a trial"
-    ranges = {
-        name: distribution(parameter)
-        for name, parameter in space.parameters.items()
-        if not isinstance(parameter, FixedParameter) and (whole or name in located)
-    }
+    ranges = {n: values for n, values in space.distributions.items() if whole or n in located}
     params = {
         name: located[name] if name in located else neutral(space.parameters[name])
         for name in ranges
