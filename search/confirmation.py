@@ -5,6 +5,7 @@ wins. What every seed reached is noted in Optuna's storage, so a killed confirma
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     try:
         training, metrics = open_training(config)
         while not training.is_done:
-            with alarm(config["hang_s"]):
+            with alarm(config.get("hang_s", math.inf)):
                 metrics = training.run_epoch()
                 training.save(Path(config["checkpoint"]) / CHECKPOINT, metrics)
     except Exception as error:  # noqa: BLE001 - told, as for every trial
