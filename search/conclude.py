@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from search.champions import Candidate, Decision, challenge, compare_with_champi
 from search.config import PromotionConfig
 from search.confirmation import Winner
 from search.registry import Registry
+from search.shared_files import SharedFiles
 from search.studies import TypeStudy
 from search.tracking import Tracker
 
@@ -36,6 +38,8 @@ def conclude(
     *,
     folder: Path,
     resources: Mapping[str, float],
+    files: SharedFiles,
+    shared_pack: str,
     tracker: Tracker,
     registry: Registry,
     tags: Mapping[str, str],
@@ -53,6 +57,8 @@ def conclude(
         winner: Whom the validation clips chose; None if no trial was completed.
         folder: Of the whole study; the winner's detector is saved below it.
         resources: Of one trial, for the evaluation.
+        files: Of all nodes.
+        shared_pack: What `files` calls the pack.
         tracker: Gets figures and final figures of the parent run.
         registry: Holds the champions.
         tags: Provenance for the registered model.
@@ -62,6 +68,9 @@ def conclude(
 
     Returns:
         The machine type's entry in the last line of stdout; None is what cannot be computed.
+
+    Raises:
+        SharedFilesError: The winner's state cannot be read.
     """
     counts = {
         "trials": len(study.trials()),
@@ -87,8 +96,11 @@ def conclude(
     evaluation_folder = folder / "evaluation" / study.machine_type
     task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
     threads = max(1, int(resources["cpu"]))
-    targets = (model_folder.absolute(), evaluation_folder.absolute())
-    evaluation = ray.get(task.remote(winner.checkpoints, pack.path.absolute(), *targets, threads))
+    evaluation, model, figures = ray.get(
+        task.remote(files.root, winner.checkpoints, shared_pack, threads)
+    )
+    _write(model, model_folder)
+    _write(figures, evaluation_folder)
     _tell(study, winner, evaluation)
     run_id = tracker.parent_run(study.machine_type)
     tracker.log_files(run_id, evaluation_folder, "evaluation")
@@ -159,25 +171,41 @@ def _champion(registry: Registry, study: TypeStudy) -> int | None:
 
 
 def _evaluate(
-    states: Sequence[Path],
-    pack_path: Path,
-    model_folder: Path,
-    evaluation_folder: Path,
-    threads: int,
-) -> Evaluation:
-    """On a worker: restore the winner and who judges with it, score them, save their detector.
+    root: str, states: Sequence[str], shared_pack: str, threads: int
+) -> tuple[Evaluation, dict[str, bytes], dict[str, bytes]]:
+    """On a worker: restore the winner and who judges with it, score them; files of both.
 
-    Figures are written here, and not handed over: matplotlib cannot use what Ray makes of them.
+    Figures are drawn here: matplotlib cannot use what Ray makes of them.
     """
     torch.set_num_threads(threads)
-    pack = open_pack(pack_path)
-    detector = build_detector([Training.from_checkpoint(state, pack) for state in states])
+    files = SharedFiles(root)
+    pack = open_pack(files.fetch(shared_pack))
+    trainings = []
+    for state in states:
+        with files.reading(state) as path:
+            trainings.append(Training.from_checkpoint(path, pack))
+    detector = build_detector(trainings)
     evaluation = evaluate(detector, pack)
-    detector.save(model_folder)
-    write_evaluation(evaluation, evaluation_folder)
-    for name, figure in winner_figures(detector, pack, evaluation.test_scores).items():
-        write_figure(figure, evaluation_folder / f"{name}.png")
-    return evaluation
+    with tempfile.TemporaryDirectory() as scratch:
+        model, figures = Path(scratch, "model"), Path(scratch, "figures")
+        detector.save(model)
+        write_evaluation(evaluation, figures)
+        for name, figure in winner_figures(detector, pack, evaluation.test_scores).items():
+            write_figure(figure, figures / f"{name}.png")
+        return evaluation, _read(model), _read(figures)
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    """Content of every file by its name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        temporary = folder / f".{name}.tmp"
+        temporary.write_bytes(content)
+        temporary.replace(folder / name)
 
 
 def _best_val_auc(study: TypeStudy) -> float | None:

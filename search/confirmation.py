@@ -19,9 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from search.config import SpaceFile
 from search.failures import WORKER_RETRIES, longest_silence_s, reason_of
 from search.hangs import alarm
-from search.launch import checkpoint_folder, worker_config
+from search.launch import checkpoint_name, worker_config
+from search.shared_files import SharedFiles, SharedFilesError
 from search.studies import EPOCH, TypeStudy
-from search.trainable import CHECKPOINT, open_training
+from search.trainable import CHECKPOINT, open_training, save_training
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Winner:
     """The trial that is to be tested, and what is known of it from the validation clips."""
 
     members: tuple[int, ...]  # trials whose networks judge together, the winner first
-    checkpoints: tuple[Path, ...]  # of those
+    checkpoints: tuple[str, ...]  # of those, see `SharedFiles`
     objectives: tuple[float, ...]  # of its fresh seeds; of the trial itself without confirmation
 
     @property
@@ -50,17 +51,22 @@ def confirm(
     space: SpaceFile,
     *,
     folder: Path,
-    packs: Mapping[str, Path],
+    packs: Mapping[str, str],
     resources: Mapping[str, float],
+    files: SharedFiles,
 ) -> None:
     """Train every finalist of every machine type with fresh seeds, all slots of the cluster busy.
 
     Args:
         studies: One per machine type, their trials ended.
         space: How many finalists and seeds, and the epochs.
-        folder: Of the whole study.
-        packs: Pack of each machine type.
+        folder: Of the whole study, on this machine.
+        packs: Pack of each machine type, as `files` names it.
         resources: Of one training.
+        files: Of all nodes.
+
+    Raises:
+        SharedFilesError: They could not be read or written; what was confirmed is noted.
     """
     train = ray.remote(_train).options(
         num_cpus=resources["cpu"], num_gpus=resources["gpu"], max_retries=WORKER_RETRIES
@@ -74,9 +80,10 @@ def confirm(
                         study,
                         number,
                         space,
-                        packs[machine_type],
                         resources,
-                        checkpoint=_folder(folder, machine_type, number, index),
+                        files=files,
+                        pack=packs[machine_type],
+                        checkpoint=_name(files, folder, machine_type, number, index),
                         seed=study.train_seed(number, index),
                     )
                     config["hang_s"] = _longest_silence_s(study.trial(number), space)
@@ -86,6 +93,8 @@ def confirm(
         study, number, index = running.pop(done)
         try:
             note = ray.get(done)
+        except SharedFilesError:
+            raise  # no failure of the finalist: repeating the command goes on
         except ray.exceptions.RayError as error:
             note = {"failure": f"worker lost: {str(error).splitlines()[0]}"}
         study.note(_key(number, index), note | {"timestamp_ms": int(time.time() * 1000)})
@@ -94,14 +103,17 @@ def confirm(
         logger.info("%s trial %d confirmed with fresh seed %d of %d: %s", *shown)
 
 
-def find_winner(study: TypeStudy, space: SpaceFile, folder: Path) -> Winner | None:
+def find_winner(
+    study: TypeStudy, space: SpaceFile, folder: Path, files: SharedFiles | None = None
+) -> Winner | None:
     """The finalist with the highest mean; without confirmation, the best trial itself.
 
     The network that goes on is that of the first fresh seed: choosing among seeds would be
     selection again. With `confirmation.ensemble`, so do those of the next best finalists. A
     finalist that fails with a fresh seed is no winner.
     """
-    trained = confirmed(study, space, folder)
+    files = files or SharedFiles(folder.parent)
+    trained = confirmed(study, space, folder, files)
     if trained:
         values = {
             number: [study.noted(_key(number, i))["objective"] for i in range(len(checkpoints))]
@@ -118,18 +130,20 @@ def find_winner(study: TypeStudy, space: SpaceFile, folder: Path) -> Winner | No
         return None
     if space.confirmation.top:
         logger.warning("%s: no finalist is confirmed, the best trial stands", study.machine_type)
-    checkpoint = checkpoint_folder(folder, study.machine_type, best.number) / CHECKPOINT
-    return Winner(members=(best.number,), checkpoints=(checkpoint,), objectives=(best.value,))
+    state = f"{checkpoint_name(files, folder, study.machine_type, best.number)}/{CHECKPOINT}"
+    return Winner(members=(best.number,), checkpoints=(state,), objectives=(best.value,))
 
 
-def confirmed(study: TypeStudy, space: SpaceFile, folder: Path) -> dict[int, list[Path]]:
+def confirmed(
+    study: TypeStudy, space: SpaceFile, folder: Path, files: SharedFiles
+) -> dict[int, list[str]]:
     """Finalists whose fresh seeds all got to their end, with the checkpoint of each seed."""
     found = {}
     for number in finalists(study.trials(), space.confirmation.top):
         notes = [study.noted(_key(number, i)) for i in range(space.confirmation.seeds)]
         if all(note and "objective" in note for note in notes):
             found[number] = [
-                _folder(folder, study.machine_type, number, i) / CHECKPOINT
+                f"{_name(files, folder, study.machine_type, number, i)}/{CHECKPOINT}"
                 for i in range(space.confirmation.seeds)
             ]
     return found
@@ -162,8 +176,8 @@ def _longest_silence_s(trial: FrozenTrial, space: SpaceFile) -> float:
     return longest_silence_s(space.study.hang_minutes, longest)
 
 
-def _folder(study_folder: Path, machine_type: str, number: int, index: int) -> Path:
-    return (study_folder / "confirmation" / machine_type / f"{number:05d}-{index}").absolute()
+def _name(files: SharedFiles, folder: Path, machine_type: str, number: int, index: int) -> str:
+    return files.name(folder.name, "confirmation", machine_type, f"{number:05d}-{index}")
 
 
 def _train(config: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +188,9 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         while not training.is_done:
             with alarm(config.get("hang_s", math.inf)):
                 metrics = training.run_epoch()
-                training.save(Path(config["checkpoint"]) / CHECKPOINT, metrics)
+                save_training(training, metrics, config)
+    except SharedFilesError:
+        raise
     except Exception as error:  # noqa: BLE001 - told, as for every trial
         return {"failure": reason_of(error)}
     seconds = time.perf_counter() - started

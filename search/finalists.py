@@ -21,6 +21,7 @@ from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training, held_out_normals
 from search.config import SpaceFile
 from search.confirmation import confirmed
+from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import FINALISTS, TypeStudy
 
@@ -28,7 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def score_finalists(
-    study: TypeStudy, pack: Pack, space: SpaceFile, folder: Path, resources: Mapping[str, float]
+    study: TypeStudy,
+    pack: Pack,
+    space: SpaceFile,
+    folder: Path,
+    resources: Mapping[str, float],
+    files: SharedFiles,
+    shared_pack: str,
 ) -> None:
     """Score the test clips with the fresh seeds of every finalist, and with ensembles of them.
 
@@ -41,17 +48,19 @@ def score_finalists(
         space: How many finalists and seeds.
         folder: Of the whole study.
         resources: Of one training.
+        files: Of all nodes.
+        shared_pack: What `files` calls the pack.
     """
-    trained = confirmed(study, space, folder)
-    tested = {str(number): [str(path) for path in paths] for number, paths in trained.items()}
+    trained = confirmed(study, space, folder, files)
+    tested = {str(number): names for number, names in trained.items()}
     noted = study.noted(FINALISTS)
     if not trained or (noted and noted["tested"] == tested):
         return
     task = ray.remote(_nll).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
-    threads, of_pack = max(1, int(resources["cpu"])), pack.path.absolute()
+    threads = max(1, int(resources["cpu"]))
     waiting = {
-        number: [task.remote(path, of_pack, threads) for path in paths]
-        for number, paths in trained.items()
+        number: [task.remote(files.root, name, shared_pack, threads) for name in names]
+        for number, names in trained.items()
     }
     logger.info("%s: %d finalists meet the test clips", study.machine_type, len(trained))
     nll = {number: ray.get(refs) for number, refs in waiting.items()}  # of each seed, (n, C)
@@ -77,10 +86,12 @@ def system_of(study: TypeStudy, number: int) -> str | None:
     return next((row.name for row in table2.SYSTEMS if row.describes(config)), None)
 
 
-def _nll(state: Path, pack: Path, threads: int) -> np.ndarray:
+def _nll(root: str, state: str, pack: str, threads: int) -> np.ndarray:
     """On a worker: scores of all clips of a pack under every id, `(n, C)`; zeros for train."""
     torch.set_num_threads(threads)
-    training = Training.from_checkpoint(state, open_pack(pack))
+    files = SharedFiles(root)
+    with files.reading(state) as path:
+        training = Training.from_checkpoint(path, open_pack(files.fetch(pack)))
     clips = np.flatnonzero(training.pack.splits != "train")
     nll = np.zeros((len(training.pack.splits), len(training.pack.machine_ids)))
     nll[clips] = training.scores(clips).nll

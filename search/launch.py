@@ -7,7 +7,8 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from search.hangs import HangWatch
 from search.interrupt import Interrupt
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
+from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import EPOCH, StudyError, TypeStudy
 from search.trainable import TrialRunner
@@ -100,8 +102,9 @@ def run_trials(
     space: SpaceFile,
     *,
     folder: Path,
-    packs: Mapping[str, Path],
+    packs: Mapping[str, str],
     resources: Mapping[str, float],
+    files: SharedFiles | None = None,
     time_budget_s: float | None = None,
     observers: tuple[Observer, ...] = (),
     trainable: type[tune.Trainable] = TrialRunner,
@@ -111,9 +114,10 @@ def run_trials(
     Args:
         studies: One per machine type.
         space: Budgets, scheduler.
-        folder: Of the study; checkpoints go below it.
-        packs: Pack of each machine type.
+        folder: Of the study, on this machine.
+        packs: Pack of each machine type, as `files` names it.
         resources: Of one trial, as `trial_resources` returns them.
+        files: Of all nodes, checkpoints among them; by default those beside `folder`.
         time_budget_s: Stop after so many seconds; what is unfinished is resumed next time.
         observers: Told of every change.
         trainable: What runs a trial.
@@ -121,16 +125,23 @@ def run_trials(
     Returns:
         False if Ctrl-C ended it.
     """
+    files = files or SharedFiles(folder.parent)
 
     def config_of(machine_type: str, trial: FrozenTrial) -> Config:
-        study, number = studies[machine_type], trial.number
-        checkpoint, seed = checkpoint_folder(folder, machine_type, number), study.train_seed(number)
         return worker_config(
-            study, number, space, packs[machine_type], resources, checkpoint=checkpoint, seed=seed
+            studies[machine_type],
+            trial.number,
+            space,
+            resources,
+            files=files,
+            pack=packs[machine_type],
+            checkpoint=checkpoint_name(files, folder, machine_type, trial.number),
+            seed=studies[machine_type].train_seed(trial.number),
         )
 
     watch = HangWatch(space.study.hang_minutes)
     scheduler = StudyScheduler(studies, space.scheduler, space.study.epochs, watch)
+    sweeper = _CheckpointSweeper(files, folder)
     searcher = StudySearcher(
         studies,
         n_trials=space.study.trials,
@@ -138,7 +149,7 @@ def run_trials(
         scheduler=scheduler,
         slots=cached(lambda: _slots(resources), seconds=1.0),
         parallel=space.study.parallel,
-        observers=(*observers, _CheckpointSweeper(folder)),
+        observers=(*observers, sweeper),
     )
     scratch = folder / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -165,7 +176,7 @@ def run_trials(
             verbose=0,
         ),
     )
-    with interrupt.listening():
+    with interrupt.listening(), sweeper.sweeping():
         tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)
     return not interrupt.is_set
@@ -175,10 +186,11 @@ def worker_config(
     study: TypeStudy,
     number: int,
     space: SpaceFile,
-    pack: Path,
     resources: Mapping[str, float],
     *,
-    checkpoint: Path,
+    files: SharedFiles,
+    pack: str,
+    checkpoint: str,
     seed: int,
 ) -> Config:
     """What a worker needs to train a trial's parameters; see `trainable.open_training`."""
@@ -187,16 +199,17 @@ def worker_config(
         "machine_type": study.machine_type,
         "number": number,
         "params": all_params(study.trial(number)) | owned,
-        "pack": str(pack.absolute()),
         "objective": study.objective,
-        "checkpoint": str(checkpoint),
+        "files": files.root,
+        "pack": str(pack),
+        "checkpoint": checkpoint,
         "threads": max(1, int(resources["cpu"])),
     }
 
 
-def checkpoint_folder(study_folder: Path, machine_type: str, number: int) -> Path:
+def checkpoint_name(files: SharedFiles, folder: Path, machine_type: str, number: int) -> str:
     """Where a trial keeps its state, whichever worker runs it and in whichever attempt."""
-    return (study_folder / "checkpoints" / machine_type / f"{number:05d}").absolute()
+    return files.name(folder.name, "checkpoints", machine_type, f"{number:05d}")
 
 
 def spent_hours(study: TypeStudy, resources: Mapping[str, float]) -> float:
@@ -234,15 +247,20 @@ class HoursStopper(tune.Stopper):  # type: ignore[misc]
 
 
 class _CheckpointSweeper:
-    """Deletes the state of trials that can win nothing any more."""
+    """Deletes the state of trials that can win nothing any more; a slow store delays nobody."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, files: SharedFiles, folder: Path) -> None:
+        self._files, self._folder = files, folder
+        self._thread = ThreadPoolExecutor(1)
+
+    def sweeping(self) -> AbstractContextManager[Any]:
+        """Everything is deleted at its end."""
+        return self._thread
 
     def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
         if trial.state in (TrialState.PRUNED, TrialState.FAIL):
-            folder = checkpoint_folder(self._folder, machine_type, trial.number)
-            shutil.rmtree(folder, ignore_errors=True)
+            name = checkpoint_name(self._files, self._folder, machine_type, trial.number)
+            self._thread.submit(self._files.delete, name)
 
 
 def _slots(resources: Mapping[str, float]) -> int:

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def _search(
     args: argparse.Namespace, space: SpaceFile, manifest: Manifest, time_budget_s: float | None
 ) -> int:
-    from search.study import StudyError, TrackingError, run_study
+    from search.study import SharedFilesError, StudyError, TrackingError, run_study
 
     try:
         summary, succeeded = run_study(
@@ -65,12 +65,13 @@ def _search(
             space_name=args.space.stem,
             out=args.out,
             storage_uri=args.storage,
+            storage_path=args.storage_path,
             tracking_uri=args.tracking_uri,
             address=args.address,
             time_budget_s=time_budget_s,
             promote=args.promote,
         )
-    except (*_USER_ERRORS, StudyError, TrackingError) as error:
+    except (*_USER_ERRORS, SharedFilesError, StudyError, TrackingError) as error:
         return _refuse(error)
     print(json.dumps(summary))
     return 0 if succeeded else 1
@@ -95,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--storage", help="postgresql://USER@HOST/DB for the trials; default: a file below OUT")
     add("--tracking-uri", help="of MLflow; default: --storage, else sqlite:///OUT/mlflow.db")
     add("--out", type=Path, default=Path("runs"), help="folder of all results")
+    add(
+        "--storage-path",
+        metavar="URI",
+        help="where all nodes read packs and write checkpoints: a folder that they all mount, or "
+        "s3://BUCKET/PREFIX, gs://..., abfs://...; default: OUT",
+    )
     add("--dry-run", action="store_true", help="print what would be done, and stop")
     add("--promote", choices=["auto", "never"], default="auto")
     return parser

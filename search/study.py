@@ -25,6 +25,7 @@ from search.launch import cluster, run_trials, spent_hours, trial_resources
 from search.progress import Progress
 from search.registry import Registry, model_name
 from search.report import write_report
+from search.shared_files import SharedFiles, SharedFilesError
 from search.space import Space
 from search.storages import check_storage, open_storage
 from search.studies import Ending, StudyError, TypeStudy
@@ -32,7 +33,7 @@ from search.tracking import Tracker, TrackingError, check
 from search.views import COST
 from search.warm_start import offers
 
-__all__ = ["StudyError", "TrackingError", "run_study"]
+__all__ = ["SharedFilesError", "StudyError", "TrackingError", "run_study"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def run_study(
     space_name: str,
     out: Path,
     storage_uri: str | None,
+    storage_path: str | None,
     tracking_uri: str | None,
     address: str | None,
     time_budget_s: float | None,
@@ -62,6 +64,7 @@ def run_study(
         space_name: Beginning of a derived name.
         out: Folder of all results.
         storage_uri: Of the PostgreSQL database that holds the trials; None is a journal in `out`.
+        storage_path: Folder or URI of what all nodes read and write; None is `out`.
         tracking_uri: MLflow's; None is that database, else a sqlite file in `out`.
         address: Of a Ray cluster.
         time_budget_s: For the trials.
@@ -74,8 +77,11 @@ def run_study(
     Raises:
         StudyError: The study, the cluster or the resources are not to be had.
         TrackingError: The tracking server does not answer.
+        SharedFilesError: The shared storage cannot be used.
         AudioError: A clip cannot be read.
     """
+    files = SharedFiles(storage_path or out)
+    files.probe()
     tracking_uri = tracking_uri or storage_uri or f"sqlite:///{out / 'mlflow.db'}"
     if storage_uri is not None:
         check_storage(storage_uri)
@@ -89,6 +95,7 @@ def run_study(
     settings = _settings(space_file)
     name = name or f"{space_name}-{_signature(settings, packs)}"
     folder = out / name
+    shared_packs = {machine_type: files.share(pack.path) for machine_type, pack in packs.items()}
     registry = Registry(tracking_uri)
     with open_storage(folder, storage_uri) as storage:
         studies = {
@@ -104,17 +111,19 @@ def run_study(
             resources = trial_resources(space_file.resources)
             for study in studies.values():
                 study.note("resources", resources)
-            is_over = _run(space_file, studies, packs, folder, resources, tracker, time_budget_s)
+            shared: dict[str, Any] = {"folder": folder, "files": files, "packs": shared_packs}
+            is_over = _run(space_file, studies, shared, resources, tracker, time_budget_s)
             if is_over:
-                paths = {machine_type: pack.path for machine_type, pack in packs.items()}
-                confirm(studies, space_file, folder=folder, packs=paths, resources=resources)
+                confirm(studies, space_file, **shared, resources=resources)
             outcomes = {
                 machine_type: conclude(
                     study,
                     packs[machine_type],
-                    find_winner(study, space_file, folder),
+                    find_winner(study, space_file, folder, files),
                     folder=folder,
                     resources=resources,
+                    files=files,
+                    shared_pack=shared_packs[machine_type],
                     tracker=tracker,
                     registry=registry,
                     tags=tags,
@@ -126,7 +135,15 @@ def run_study(
             }
             if is_over and space_file.confirmation.test == "all":
                 for machine_type, study in studies.items():
-                    score_finalists(study, packs[machine_type], space_file, folder, resources)
+                    score_finalists(
+                        study,
+                        packs[machine_type],
+                        space_file,
+                        folder,
+                        resources,
+                        files,
+                        shared_packs[machine_type],
+                    )
         report = write_report(folder)
         for machine_type, outcome in outcomes.items():
             tracker.log_files(tracker.parent_run(machine_type), report, "report")
@@ -176,8 +193,7 @@ def _open_study(
 def _run(
     space_file: SpaceFile,
     studies: Mapping[str, TypeStudy],
-    packs: Mapping[str, Pack],
-    folder: Path,
+    shared: Mapping[str, Any],
     resources: Mapping[str, float],
     tracker: Tracker,
     time_budget_s: float | None,
@@ -199,8 +215,7 @@ def _run(
             is_over = run_trials(
                 studies,
                 space_file,
-                folder=folder,
-                packs={machine_type: pack.path for machine_type, pack in packs.items()},
+                **shared,
                 resources=resources,
                 time_budget_s=time_budget_s,
                 observers=(progress, _Tracking(background, studies)),

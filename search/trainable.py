@@ -1,7 +1,8 @@
 """One trial on a worker: parameters to a training, an epoch a step, a checkpoint after each."""
 
+import logging
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from mimimi_core.config import TrialConfig
 from mimimi_core.pack import open_pack
 from mimimi_core.training import Training
 from search.failures import reason_of
+from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = "state.pt"
 
@@ -18,14 +22,14 @@ CHECKPOINT = "state.pt"
 class TrialRunner(tune.Trainable):  # type: ignore[misc]
     """Runs whatever configuration it is reset to, so a warm worker serves trial after trial.
 
-    A configuration holds `params`, `pack` (path), `objective`, `checkpoint` (folder), `threads`.
+    A configuration holds `params`, `objective`, `threads`, and, see `SharedFiles`, `files` (the
+    root), `pack` and `checkpoint` (names of a file and of a folder).
     Each step reports `epoch`, `metrics`, `objective` and `is_final`, or `failure` with the reason.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Remember the configuration; building waits for the first step, where it may fail."""
         self._training: Training | None = None
-        self._checkpoint = Path(config["checkpoint"]) / CHECKPOINT
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serve the next trial in this process."""
@@ -39,6 +43,8 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
             result = self._advance()
             result["metrics"]["seconds"] = time.perf_counter() - started
             return result
+        except SharedFilesError:
+            raise  # the trial goes on from its last epoch, on another node if there is one
         except Exception as error:  # noqa: BLE001 - every failure of a trial is told, none lost
             return {"failure": reason_of(error), "done": True}
 
@@ -48,7 +54,7 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
             if metrics:
                 return self._report(metrics)
         metrics = self._training.run_epoch()
-        self._training.save(self._checkpoint, metrics)
+        save_training(self._training, metrics, self.config)
         return self._report(metrics)
 
     def _report(self, metrics: dict[str, float]) -> dict[str, Any]:
@@ -69,8 +75,27 @@ def open_training(config: dict[str, Any]) -> tuple[Training, dict[str, float]]:
     """A training on this worker and its last epoch's metrics, none if it has no checkpoint."""
     torch.set_num_threads(config["threads"])
     trial_config = TrialConfig.from_params(config["params"])
-    training = Training(
-        trial_config, open_pack(Path(config["pack"])), objective=config["objective"]
-    )
-    checkpoint = Path(config["checkpoint"]) / CHECKPOINT
-    return training, training.restore(checkpoint) if checkpoint.exists() else {}
+    files = SharedFiles(config["files"])
+    pack = open_pack(files.fetch(config["pack"]))
+    training = Training(trial_config, pack, objective=config["objective"])
+    with files.reading(f"{config['checkpoint']}/{CHECKPOINT}") as path:
+        return training, training.restore(path) if path.exists() else {}
+
+
+def save_training(training: Training, metrics: dict[str, float], config: Mapping[str, Any]) -> None:
+    """Store a training's state after an epoch.
+
+    A store that refuses stops no training: the next epoch brings it a newer state. Only the last
+    one has to be stored, and is offered for `PATIENCE_S`.
+
+    Raises:
+        SharedFilesError: The last state could not be stored.
+    """
+    files, name = SharedFiles(config["files"]), f"{config['checkpoint']}/{CHECKPOINT}"
+    patience_s = PATIENCE_S if training.is_done else 0.0
+    try:
+        files.write(name, lambda path: training.save(path, metrics), patience_s)
+    except SharedFilesError as error:
+        if training.is_done:
+            raise
+        logger.warning("epoch %d goes unsaved: %s", training.epoch, error)

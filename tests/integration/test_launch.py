@@ -17,8 +17,9 @@ from mimimi_core.clips import find_clips
 from mimimi_core.pack import pack_clips
 from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
-from search.launch import checkpoint_folder, run_trials, trial_resources
+from search.launch import checkpoint_name, run_trials, trial_resources
 from search.searcher import Observer
+from search.shared_files import SharedFiles
 from search.storages import open_storage
 from search.studies import StudyError, TypeStudy
 from tests.audio_fixtures import write_dcase2020
@@ -158,7 +159,8 @@ def test_a_worker_that_always_dies_is_given_up(mishaps: Outcome) -> None:
 def test_only_trials_that_can_still_win_keep_their_state(mishaps: Outcome) -> None:
     for name, trials in mishaps.trials.items():
         for trial in trials:
-            kept = checkpoint_folder(mishaps.folder, name, trial.number).exists()
+            files = SharedFiles(mishaps.folder.parent)
+            kept = Path(checkpoint_name(files, mishaps.folder, name, trial.number)).exists()
             assert kept == (trial.state == TrialState.COMPLETE)
     assert not (mishaps.folder / "tune").exists()
 

@@ -59,7 +59,7 @@ def test_the_best_finalists_judge_together_where_that_is_asked_for(
     winner = find_winner(study, space.model_copy(update={"confirmation": together}), tmp_path)
     assert winner is not None
     assert winner.members == (4, 1)
-    assert [path.parent.name for path in winner.checkpoints] == ["00004-0", "00001-0"]
+    assert [Path(state).parent.name for state in winner.checkpoints] == ["00004-0", "00001-0"]
     assert winner.objectives == (0.8,)  # of the winner itself
 
 
@@ -74,7 +74,7 @@ def test_the_winner_is_the_finalist_that_fresh_seeds_prefer(
     assert winner.objectives == (0.8, 0.7)
     assert winner.mean == pytest.approx(0.75)
     # the first fresh seed's network, not the better one's: that would be selection again
-    assert winner.checkpoints[0].parent == tmp_path / "confirmation" / "fan" / "00004-0"
+    assert Path(winner.checkpoints[0]).parent == tmp_path / "confirmation" / "fan" / "00004-0"
 
 
 def test_a_finalist_that_fails_with_a_fresh_seed_does_not_win(
@@ -93,7 +93,7 @@ def test_without_confirmation_the_best_complete_trial_stands(
     winner = find_winner(study, settings(top=0, seeds=2), tmp_path)
     assert winner is not None
     assert (winner.number, winner.objectives) == (1, (0.9,))
-    assert winner.checkpoints[0].parent == tmp_path / "checkpoints" / "fan" / "00001"
+    assert Path(winner.checkpoints[0]).parent == tmp_path / "checkpoints" / "fan" / "00001"
 
 
 def test_fresh_seeds_differ_from_the_trial_s_and_from_each_other(study: TypeStudy) -> None:

@@ -22,7 +22,8 @@ from mimimi_core.pack import Pack
 from mimimi_core.training import Training, objective_of
 from search.config import SpaceFile
 from search.confirmation import _train, finalists, find_winner
-from search.launch import checkpoint_folder, worker_config
+from search.launch import checkpoint_name, worker_config
+from search.shared_files import SharedFiles
 from search.trainable import CHECKPOINT, TrialRunner
 from tests.model_fixtures import CPU, resplit, tone_pack
 from tests.study_fixtures import new_study
@@ -59,14 +60,23 @@ def search(pack: Pack, folder: Path) -> dict[str, Any]:
     study = new_study(machine_type=pack.machine_type, space=SPACE, objective=objective_of(pack))
     told: dict[str, Any] = {"objective": study.objective}
 
-    def config_of(number: int, place: Path, seed: int) -> dict[str, Any]:
+    files = SharedFiles(folder.parent)
+
+    def config_of(number: int, place: str, seed: int) -> dict[str, Any]:
         return worker_config(
-            study, number, SPACE, pack.path, RESOURCES, checkpoint=place, seed=seed
+            study,
+            number,
+            SPACE,
+            RESOURCES,
+            files=files,
+            pack=str(pack.path),
+            checkpoint=place,
+            seed=seed,
         )
 
     for _ in range(SPACE.study.trials):
         number = study.ask().number
-        place = checkpoint_folder(folder, pack.machine_type, number)
+        place = checkpoint_name(files, folder, pack.machine_type, number)
         runner = TrialRunner(config_of(number, place, study.train_seed(number)))
         for epoch in range(1, SPACE.study.epochs + 1):
             result = runner.step()
@@ -77,7 +87,7 @@ def search(pack: Pack, folder: Path) -> dict[str, Any]:
         told[f"trial {number} weights"] = weights(place)
     told["finalists"] = finalists(study.trials(), SPACE.confirmation.top)
     for number in told["finalists"]:
-        place = folder / "confirmation" / pack.machine_type / f"{number:05d}-0"
+        place = str(folder / "confirmation" / pack.machine_type / f"{number:05d}-0")
         note = _train(config_of(number, place, study.train_seed(number, 0)))
         assert "failure" not in note, note["failure"]
         study.note(f"confirmation/{number}/0", note)
@@ -94,9 +104,9 @@ def timeless(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "seconds"}
 
 
-def weights(folder: Path) -> dict[str, bytes]:
+def weights(folder: str) -> dict[str, bytes]:
     """The bits of a saved network."""
-    state = checkpoint.load(folder / CHECKPOINT, CPU)
+    state = checkpoint.load(Path(folder, CHECKPOINT), CPU)
     return {name: tensor.numpy().tobytes() for name, tensor in state["network"].items()}
 
 

@@ -1,0 +1,108 @@
+"""A trial on a worker whose shared storage refuses, and one that goes on on another worker."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from mimimi_core.clips import find_clips
+from mimimi_core.pack import pack_clips
+from search import pack_cache, shared_files
+from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
+from search.trainable import TrialRunner
+from tests.audio_fixtures import write_dcase2020
+from tests.store_fixtures import Clock, Faulty
+
+EPOCHS = 3
+PARAMS = {
+    "train.epochs": EPOCHS,
+    "train.seed": 0,
+    "train.precision": "fp32",
+    "network.channels": 2,
+    "network.depth": 3,
+    "frontend.n_fft": 64,
+    "frontend.hop": 64,
+    "frontend.n_frames": 8,
+}
+FOR_EVER = 10**6
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    handler = Faulty()
+    connected = (fs.PyFileSystem(handler), "bucket/prefix")
+    monkeypatch.setattr(shared_files, "_connect", lambda root: connected)
+    monkeypatch.setattr(pack_cache, "_checked", {})
+    return handler
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(shared_files, "time", made)
+    return made
+
+
+@pytest.fixture
+def config(
+    store: Faulty, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Of a trial whose pack is in the store."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    clips = find_clips(write_dcase2020(tmp_path / "data", n_train=4, n_test=4))["fan"]
+    files = SharedFiles("s3://bucket/prefix")
+    return {
+        "params": PARAMS,
+        "objective": "val_auc",
+        "files": files.root,
+        "pack": files.share(pack_clips(clips, tmp_path / "out" / "packs")),
+        "checkpoint": files.name("s", "checkpoints", "fan", "00000"),
+        "threads": 1,
+    }
+
+
+def test_a_trial_goes_on_elsewhere_from_its_last_epoch(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = TrialRunner({**config, "checkpoint": "other"})
+    told = [undisturbed.step()["objective"] for _ in range(EPOCHS)]
+
+    first = TrialRunner(config)
+    assert [first.step()["epoch"] for _ in range(2)] == [1, 2]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another node"))
+    second = TrialRunner(config)
+    results = [second.step() for _ in range(2)]
+    assert [result["epoch"] for result in results] == [2, 3]  # 2 again: its report may be lost
+    assert [result["objective"] for result in results] == told[1:]
+    assert results[-1]["is_final"]
+
+
+def test_a_store_that_refuses_for_a_while_costs_no_trial(
+    config: dict[str, Any], store: Faulty, clock: Clock
+) -> None:
+    runner = TrialRunner(config)
+    store.refusals["write"] = 2
+    assert [runner.step()["epoch"] for _ in range(2)] == [1, 2]
+    assert clock.pauses == []  # an epoch goes unsaved, and training goes on
+    store.refusals["write"] = 3
+    last = runner.step()
+    assert (last["epoch"], last["is_final"]) == (3, True)
+    assert clock.pauses == [1, 2, 4]
+    assert TrialRunner(config).step()["epoch"] == 3  # it is there
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "look"])
+def test_a_store_that_refuses_for_good_is_an_error_of_the_worker(
+    kind: str, config: dict[str, Any], store: Faulty, clock: Clock
+) -> None:
+    store.refusals[kind] = FOR_EVER
+    runner = TrialRunner(config)
+
+    def train() -> None:
+        for _ in range(EPOCHS):
+            runner.step()
+
+    with pytest.raises(SharedFilesError, match=r"s3://bucket/prefix must let this machine"):
+        train()
+    assert clock.now == PATIENCE_S
