@@ -6,6 +6,7 @@
 | loss not finite, a crash in our code | FAIL, reason | no: the same settings would fail again |
 | memory exhausted | infeasible, so that the sampler avoids its like; counted as failed | as below if the process was killed for it |
 | the worker process or its node dies | continues from its last epoch | `WORKER_RETRIES` times, then FAIL |
+| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S` | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
 | no report for `longest_silence_s` | its worker is killed, then as above | as above, then FAIL "hung" |
 | the driver is killed, interrupted or out of time | stays RUNNING in the storage | when the command is repeated |
 """  # noqa: D205, D400, D415, E501
@@ -23,6 +24,7 @@ _TIMES_LONGEST = 20.0  # the longest epoch known
 _LEAST_SILENCE_S = 3600.0
 
 _OUT_OF_MEMORY = "out of memory"
+_STORAGE = "storage"
 # What Ray says of a worker that it killed before the system would have.
 _KILLED_FOR_MEMORY = ("OutOfMemoryError", "running low on memory")
 
@@ -30,6 +32,11 @@ _KILLED_FOR_MEMORY = ("OutOfMemoryError", "running low on memory")
 def is_out_of_memory(reason: str) -> bool:
     """Whether a trial failed for want of memory."""
     return reason.startswith(_OUT_OF_MEMORY)
+
+
+def is_storage(reason: str) -> bool:
+    """Whether a worker gave a trial up because the shared storage refused."""
+    return reason.startswith(_STORAGE)
 
 
 def longest_silence_s(stated_minutes: float | None, longest_epoch_s: float) -> float:
@@ -67,6 +74,9 @@ def reason_of_loss(errors: str) -> str:
     """
     last = errors.rpartition("Failure # ")[2].splitlines()[1:]
     message = " ".join(line for line in last if line and not line[0].isspace())
+    _, name, refusal = message.partition("SharedFilesError: ")
+    if name:
+        return f"{_STORAGE}: {refusal}"
     is_for_memory = any(phrase in message for phrase in _KILLED_FOR_MEMORY)
     kind = _OUT_OF_MEMORY if is_for_memory else "worker lost"
     return f"{kind}: {message.partition(' Some common causes include')[0]}"

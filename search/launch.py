@@ -24,6 +24,7 @@ from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
 from search.shared_files import SharedFiles
 from search.space import all_params
+from search.storage_checks import StorageStopper
 from search.studies import EPOCH, StudyError, TypeStudy
 from search.trainable import TrialRunner
 
@@ -123,7 +124,7 @@ def run_trials(
         trainable: What runs a trial.
 
     Returns:
-        False if Ctrl-C ended it.
+        False if Ctrl-C ended it, or the shared storage.
     """
     files = files or SharedFiles(folder.parent)
 
@@ -153,7 +154,7 @@ def run_trials(
     )
     scratch = folder / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
-    interrupt = Interrupt()
+    interrupt, refusal = Interrupt(), StorageStopper(scheduler.losses)
     tuner = tune.Tuner(
         tune.with_resources(trainable, dict(resources)),
         tune_config=tune.TuneConfig(
@@ -169,7 +170,7 @@ def run_trials(
             name=scratch.name,
             storage_path=str(folder.absolute()),
             stop=tune.stopper.CombinedStopper(
-                interrupt, HoursStopper(studies, space.study.hours, resources)
+                interrupt, refusal, HoursStopper(studies, space.study.hours, resources)
             ),
             failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -179,7 +180,7 @@ def run_trials(
     with interrupt.listening(), sweeper.sweeping():
         tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)
-    return not interrupt.is_set
+    return not (interrupt.is_set or refusal.is_set)
 
 
 def worker_config(

@@ -137,6 +137,20 @@ class SharedFiles:
         except PackCacheError as error:
             raise SharedFilesError(f"{self.root}: {error}") from error
 
+    def require(self, name: str) -> None:
+        """Make sure that a file that `share` named can be seen from here.
+
+        Raises:
+            SharedFilesError: It cannot.
+        """
+        if not self._folder:
+            self._patiently(f"look for {name}", lambda: self._size(name), patience_s=0.0)
+        elif not Path(name).exists():
+            raise SharedFilesError(
+                f"{name} must be seen by every node, and is not here: mount {self._folder} on all, "
+                "or give --storage-path a folder or URI that all can use"
+            )
+
     def write(
         self, name: str, save: Callable[[Path], None], patience_s: float = PATIENCE_S
     ) -> None:

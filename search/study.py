@@ -27,6 +27,7 @@ from search.registry import Registry, model_name
 from search.report import write_report
 from search.shared_files import SharedFiles, SharedFilesError
 from search.space import Space
+from search.storage_checks import probe_nodes
 from search.storages import check_storage, open_storage
 from search.studies import Ending, StudyError, TypeStudy
 from search.tracking import Tracker, TrackingError, check
@@ -111,6 +112,7 @@ def run_study(
             resources = trial_resources(space_file.resources)
             for study in studies.values():
                 study.note("resources", resources)
+            probe_nodes(files, shared_packs)
             shared: dict[str, Any] = {"folder": folder, "files": files, "packs": shared_packs}
             is_over = _run(space_file, studies, shared, resources, tracker, time_budget_s)
             if is_over:

@@ -5,7 +5,7 @@ import torch
 
 from mimimi_core.config import ConfigError
 from mimimi_core.training import NonFiniteLossError
-from search.failures import reason_of, reason_of_loss
+from search.failures import is_storage, reason_of, reason_of_loss
 from tests.doubles import LOSS
 
 
@@ -38,3 +38,11 @@ def test_the_last_loss_of_a_worker_is_told_in_one_line() -> None:
     )
     reason = reason_of_loss(errors)
     assert reason == "worker lost: ray::AnalyticTrial.train() (pid=7) KeyError: 'pack'"
+
+
+def test_a_refusal_of_the_storage_is_told_apart_from_a_lost_worker() -> None:
+    errors = "Failure # 1 (occurred at noon)\n\x1b[36mray::TrialRunner.train()\x1b[39m (pid=7)\n"
+    errors += "  File x.py, line 3\nsearch.shared_files.SharedFilesError: s3://b must let\n"
+    assert reason_of_loss(errors) == "storage: s3://b must let"
+    assert is_storage(reason_of_loss(errors))
+    assert not is_storage(reason_of_loss(f"Failure # 1 (occurred at noon)\n{LOSS}\n"))
