@@ -22,9 +22,9 @@ from search.hangs import HangWatch
 from search.interrupt import Interrupt
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
+from search.shared_checks import StorageStopper
 from search.shared_files import SharedFiles
 from search.space import all_params
-from search.storage_checks import StorageStopper
 from search.studies import EPOCH, StudyError, TypeStudy
 from search.trainable import TrialRunner
 

@@ -25,9 +25,9 @@ from search.launch import cluster, run_trials, spent_hours, trial_resources
 from search.progress import Progress
 from search.registry import Registry, model_name
 from search.report import write_report
+from search.shared_checks import probe_nodes
 from search.shared_files import SharedFiles, SharedFilesError
 from search.space import Space
-from search.storage_checks import probe_nodes
 from search.storages import check_storage, open_storage
 from search.studies import Ending, StudyError, TypeStudy
 from search.tracking import Tracker, TrackingError, check

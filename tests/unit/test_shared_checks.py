@@ -1,0 +1,97 @@
+"""Whether nodes can use the shared storage, and what workers bring home from it."""
+
+from pathlib import Path
+
+import pytest
+import ray
+from pyarrow import fs
+
+from mimimi_core.clips import find_clips
+from mimimi_core.detector import Detector
+from mimimi_core.pack import open_pack, pack_clips
+from search import pack_cache, shared_files
+from search.conclude import _evaluate
+from search.finalists import _nll
+from search.shared_checks import StorageStopper, _probe, probe_nodes
+from search.shared_files import SharedFiles
+from search.trainable import CHECKPOINT, TrialRunner
+from tests.audio_fixtures import write_dcase2020
+from tests.store_fixtures import Faulty
+
+PARAMS = {
+    "train.epochs": 1,
+    "train.seed": 0,
+    "train.precision": "fp32",
+    "network.channels": 2,
+    "network.depth": 3,
+    "frontend.n_fft": 64,
+    "frontend.hop": 64,
+    "frontend.n_frames": 8,
+}
+
+
+@pytest.fixture(params=["folder", "store"])
+def files(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> SharedFiles:
+    if request.param == "folder":
+        return SharedFiles(tmp_path / "runs")
+    store = fs.PyFileSystem(Faulty())
+    monkeypatch.setattr(shared_files, "_connect", lambda root: (store, "bucket/prefix"))
+    monkeypatch.setattr(pack_cache, "_checked", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return SharedFiles("s3://bucket/prefix")
+
+
+def test_a_worker_hands_over_the_winner_s_detector_and_figures(
+    files: SharedFiles, tmp_path: Path
+) -> None:
+    clips = find_clips(write_dcase2020(tmp_path / "data", n_train=12, n_test=6))["fan"]
+    pack = pack_clips(clips, tmp_path / "runs" / "packs")
+    name, folder = files.share(pack), files.name("s", "checkpoints", "fan", "00000")
+    config = {"params": PARAMS, "objective": "val_auc", "threads": 1}
+    told = TrialRunner({**config, "files": files.root, "pack": name, "checkpoint": folder}).step()
+    assert told["is_final"]
+
+    state = f"{folder}/{CHECKPOINT}"
+    evaluation, model, figures = _evaluate(files.root, [state], name, 1)
+    assert evaluation.val.auc == told["objective"]
+    assert "per_id.csv" in figures
+    assert len([drawn for drawn in figures if drawn.endswith(".png")]) >= 2
+    for file, content in model.items():
+        (tmp_path / file).write_bytes(content)
+    assert Detector.load(tmp_path).machine_type == "fan"
+    assert _nll(files.root, state, name, 1).shape == (len(open_pack(pack).names), 2)
+
+
+def test_a_node_says_what_it_cannot_see_or_do(
+    files: SharedFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = tmp_path / "runs" / "packs" / "fan-0123456789ab.arrow"
+    pack.parent.mkdir(parents=True)
+    pack.write_bytes(b"clips")
+    name = files.share(pack)
+    assert _probe(files.root, [name]) is None
+    assert "is not" in str(_probe(files.root, [name.replace("fan-", "pump-")]))
+
+
+def test_a_cluster_of_one_machine_is_not_asked(
+    files: SharedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    probe_nodes(files, {"fan": "no such pack"})
+
+
+def test_a_search_ends_when_a_trial_was_refused_twice(caplog: pytest.LogCaptureFixture) -> None:
+    refusal = "storage: s3://b must let this machine write x"
+    losses = {"a": [refusal], "b": [refusal], "c": ["worker lost: gone", "worker lost: gone"]}
+    stopper = StorageStopper(losses)
+    assert not stopper.stop_all()
+    assert not stopper("a", {})
+    losses["a"].append(refusal)
+    assert stopper.stop_all()
+    assert stopper.stop_all()
+    assert stopper.is_set
+    (said,) = caplog.messages
+    assert refusal in said
+    assert "repeat the command" in said
