@@ -214,7 +214,7 @@ class SharedFiles:
         store, key = self._store(name)
         try:
             with store.open_input_stream(key) as source, path.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+                shutil.copyfileobj(source, sink, _PART_BYTES)  # a request per piece
         except FileNotFoundError:
             path.unlink(missing_ok=True)
 

@@ -243,3 +243,16 @@ def test_no_secret_is_written_down(story: Story) -> None:
         for path in story.out.rglob("*"):
             if path.is_file():
                 assert secret.encode() not in path.read_bytes(), path
+
+
+def test_a_state_costs_few_requests(s3: S3Server) -> None:
+    """pyarrow asks the server for every piece that is read, and so 10 MB once cost 154."""
+    files, name = SharedFiles(s3.uri("costs")), "s/checkpoints/fan/00000/state.pt"
+
+    def save(path: Path) -> None:
+        path.write_bytes(bytes(2_000_000))
+
+    files.write(name, save)
+    with files.reading(name) as path:
+        assert path.stat().st_size == 2_000_000
+    assert Counter(r.method for r in s3.requests) == {"PUT": 1, "HEAD": 1, "GET": 1}
