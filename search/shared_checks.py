@@ -14,6 +14,7 @@ from search.shared_files import SharedFiles, SharedFilesError
 logger = logging.getLogger(__name__)
 
 _LOSSES = 2  # of a trial's workers, each after `PATIENCE_S`: the storage is gone, not a node
+_ANSWER_S = 300.0  # of a node; a store that is silent costs its SDK minutes
 
 
 def probe_nodes(files: SharedFiles, packs: Mapping[str, str]) -> None:
@@ -28,16 +29,16 @@ def probe_nodes(files: SharedFiles, packs: Mapping[str, str]) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    probe = ray.remote(_probe).options(num_cpus=0)
+    probe = ray.remote(_probe)
     asked = {}
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answer = probe.options(scheduling_strategy=here).remote(files.root, list(packs.values()))
-        asked[answer] = node["NodeManagerAddress"]
+        task = probe.options(num_cpus=0, scheduling_strategy=here)
+        asked[task.remote(files.root, list(packs.values()))] = node["NodeManagerAddress"]
     for answer, address in asked.items():
         try:
-            refusal = ray.get(answer)
-        except ray.exceptions.RayError as error:  # it went away; Ray and the trials see to that
+            refusal = ray.get(answer, timeout=_ANSWER_S)
+        except ray.exceptions.RayError as error:  # it went away, or is slow: the trials will see
             logger.warning("node %s could not be asked: %s", address, str(error).splitlines()[0])
         else:
             if refusal:
