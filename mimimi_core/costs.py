@@ -53,8 +53,9 @@ def latency_ms(config: TrialConfig, n_ids: int) -> float:
 def train_gib(config: TrialConfig, n_ids: int) -> float:
     """GiB that a training step holds: parameters, gradients, Adam's moments, saved activations.
 
-    An estimate in float32, over tensors without storage; a GPU's context (about 0.5 GiB), its
-    allocator's slack and convolution workspaces come on top. Not compared with a GPU yet.
+    An estimate for a GPU in float32, over tensors without storage; a context (about 0.5 GiB), the
+    allocator's slack and convolution workspaces come on top. Not compared with a GPU yet. A CPU
+    saves less, see `norm_prelu`.
     """
     saved: dict[int, torch.Tensor] = {}
 

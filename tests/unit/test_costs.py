@@ -32,8 +32,14 @@ def test_latency_is_of_one_thread_and_leaves_the_others_alone() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_memory_is_what_a_step_saves_and_four_numbers_a_parameter() -> None:
-    """Compared with the tensors that autograd keeps in a real step."""
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_memory_is_what_a_step_saves_and_four_numbers_a_parameter(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with the tensors that autograd keeps in a real step; a CPU keeps fewer."""
+    if device != "cpu":  # torch's own layers
+        plain = lambda x, norm, prelu: prelu(norm(x))  # noqa: E731
+        monkeypatch.setattr("mimimi_core.network.norm_prelu", plain)
     config = TrialConfig.from_params(SMALL)
     network = build_network(config.network, 2, config.frontend)
     kept: dict[int, int] = {}
@@ -47,9 +53,11 @@ def test_memory_is_what_a_step_saves_and_four_numbers_a_parameter() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = sum(network.losses(features, target).values())
     n = sum(p.numel() for p in network.parameters())
-    assert costs.train_gib(config, 2) * 2**30 == pytest.approx(
-        sum(kept.values()) + 16 * n, rel=0.02
-    )
+    estimate, real = costs.train_gib(config, 2) * 2**30, sum(kept.values()) + 16 * n
+    if device == "cpu":
+        assert real < estimate
+    else:
+        assert estimate == pytest.approx(real, rel=0.02)
     assert isinstance(loss, torch.Tensor)
 
 
