@@ -171,7 +171,15 @@ class Outage:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, s3: S3Server) -> Story:
+def story(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, s3: S3Server
+) -> Iterator[Story]:
+    with pytest.MonkeyPatch.context() as patch:  # of the cluster that other tests share
+        patch.delenv("RAY_OVERRIDE_RESOURCES", raising=False)
+        yield _tell(tmp_path_factory, empty_store, s3)
+
+
+def _tell(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, s3: S3Server) -> Story:
     home = tmp_path_factory.mktemp("story")
     write_dcase2020(home / "data", n_train=4, n_test=6)
     (home / "tiny.yaml").write_text(SPACE)
