@@ -15,8 +15,10 @@ from tests.cluster.rack import ROOT, wait_until
 pytestmark = pytest.mark.cluster
 
 STORY = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# In the background of a shell Ctrl-C is ignored, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.cluster.hosts import network
 with network(Path(sys.argv[1])) as net:
     host = net.add("one")
