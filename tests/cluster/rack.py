@@ -41,6 +41,9 @@ chmod +x ~/venv/bin/ray ~/venv/bin/mlflow; }
 _PACE = """
 
 def _paced(self, advance=TrialRunner._advance):
+    import time
+    from pathlib import Path
+
     started = time.monotonic()
     result = advance(self)
     while time.monotonic() < started + float(Path("/shared/pace").read_text()):
