@@ -226,6 +226,10 @@ class PatientStorage:
         self._known: dict[tuple[str, int], Any] = {}
         self._deadline: float | None = None  # while the database is away
 
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        """Let Tune pickle all it holds, for a restoration that no search of ours uses."""
+        return object, ()
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """All other methods of BaseStorage."""
         if name.startswith("_"):

@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 TYPES = ("fan", "valve")
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0  # of a machine that is busy with something else
 SPACE = """
 study: {trials: 4, epochs: 8}
 scheduler: {name: asha, grace_epochs: 1, reduction_factor: 2}
