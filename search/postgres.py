@@ -26,6 +26,7 @@ SCHEMA = "optuna"
 PATIENCE_S = 300.0  # how long a search waits for its database before it ends
 _PAUSE_S = 0.25  # between two attempts
 _DRIVER = "postgresql+psycopg://"
+_LOCK_TIMEOUT = "2s"  # the server needs a moment to see that a killed driver is gone
 _TABLES_LOCK = 0  # number of the lock that is held while tables are made
 _SETTINGS = {
     # Machines that vanish without a word are noticed within about a minute, by both ends; else a
@@ -97,15 +98,21 @@ def open_postgres(uri: str, study: str) -> Iterator[BaseStorage]:
         LockedError: Another process runs the study.
     """
     _make_tables(uri)
+    import psycopg
+
     lock = int.from_bytes(hashlib.blake2b(study.encode(), digest_size=8).digest(), signed=True)
 
     # The only connection holds the study's lock. So whatever is written is written under the lock,
     # also after a restart of the server, which forgets locks, and somebody else may have come.
     def connect_locked() -> Any:
         connection = connect(uri, **_SETTINGS)
-        if not connection.execute("SELECT pg_try_advisory_lock(%s)", [lock]).fetchone()[0]:
+        try:
+            with connection.transaction():
+                connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+                connection.execute("SELECT pg_advisory_lock(%s)", [lock])
+        except psycopg.errors.LockNotAvailable:
             connection.close()
-            raise LockedError("another process runs this study")
+            raise LockedError("another process runs this study") from None
         connection.autocommit = False
         return connection
 
@@ -123,11 +130,11 @@ def read_postgres(uri: str) -> Iterator[BaseStorage]:
     Raises:
         PostgresError: The database cannot be used, or no search has used it.
     """
-    with connect(uri) as connection:
+    with _tables_lock(uri) as connection:  # Optuna adds to half-made tables whatever they miss
         (table,) = connection.execute("SELECT to_regclass(%s)", [f"{SCHEMA}.studies"]).fetchone()
-    if table is None:
-        raise PostgresError("no search has used this database")
-    storage = _storage(partial(_connect, uri))
+        if table is None:
+            raise PostgresError("no search has used this database")
+        storage = _storage(partial(_connect, uri))
     try:
         yield storage
     finally:
@@ -140,20 +147,32 @@ def _connect(uri: str) -> Any:
     return connection
 
 
-def _make_tables(uri: str) -> None:
-    """Make Optuna's tables where there are none; a second process waits for the first."""
+@contextmanager
+def _tables_lock(uri: str) -> Iterator[Any]:
+    """A connection that holds the lock of who makes tables; a second process waits for the first.
+
+    Raises:
+        PostgresError: The database cannot be used.
+    """
     import psycopg
 
     with connect(uri) as connection:
         try:
             connection.execute("SELECT pg_advisory_lock(%s)", [_TABLES_LOCK])
+            yield connection
+        except psycopg.Error as error:
+            raise PostgresError(_first_line(error)) from error
+
+
+def _make_tables(uri: str) -> None:
+    """Make Optuna's tables where there are none."""
+    with _tables_lock(uri) as connection:
+        try:
             if connection.execute("SELECT to_regnamespace(%s)", [SCHEMA]).fetchone()[0] is None:
                 connection.execute(f"CREATE SCHEMA {SCHEMA}")
             # Not with the pool of one: Optuna looks at versions over two connections at once.
             engine = {"creator": partial(_connect, uri), "poolclass": NullPool}
             RDBStorage(_DRIVER, engine).engine.dispose()
-        except psycopg.Error as error:
-            raise PostgresError(_first_line(error)) from error
         except RuntimeError as error:  # of another version of Optuna; it says what to do
             raise PostgresError(str(error)) from error
 

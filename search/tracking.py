@@ -46,6 +46,7 @@ from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 for _name in ("mlflow", "alembic"):  # schema creation alone logs a screenful
     logging.getLogger(_name).setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, it raises
 
 _STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 _CHECK_TIMEOUT_S = 5

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,9 @@ class Postgres:
     def uri(self, database: str = "postgres") -> str:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
 
-    def emptied(self) -> str:
-        """The URI of the first database, as it was in the beginning."""
-        with self._connect() as connection:
-            connection.execute("SET lock_timeout = '10s'")  # of whom a test has left connected
-            for schema in ("optuna", "public"):
-                connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
-            connection.execute("CREATE SCHEMA public")
-        return self.uri()
-
-    def new_database(self, name: str) -> str:
-        """The URI of an empty database."""
+    def new_database(self) -> str:
+        """The URI of an empty database, which nobody has been connected to."""
+        name = uuid.uuid4().hex
         with self._connect() as connection:
             connection.execute(f'CREATE DATABASE "{name}"')
         return self.uri(name)

@@ -84,4 +84,4 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture
 def database(postgres: Postgres) -> str:
     """The URI of an empty database."""
-    return postgres.emptied()
+    return postgres.new_database()

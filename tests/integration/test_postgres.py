@@ -1,7 +1,6 @@
 """A study in PostgreSQL: what a journal promises holds there too, and an outage costs nothing."""
 
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb.storage import _VersionManager
 from optuna.trial import FrozenTrial, TrialState
 
 from search import postgres as adapter
-from search.postgres import PatientStorage, PostgresError, StorageLost, connect
+from search.postgres import PatientStorage, PostgresError, StorageLost, connect, read_postgres
 from search.report_facts import ReportError, read_facts
 from search.space import all_params
 from search.storages import JOURNAL, check_storage, open_storage
@@ -51,7 +51,7 @@ def opens_here(database: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatc
 
     def open_here(folder: Path) -> AbstractContextManager[BaseStorage]:
         if folder not in uris:
-            uris[folder] = postgres.new_database(uuid.uuid4().hex) if uris else database
+            uris[folder] = postgres.new_database() if uris else database
         return open_storage(folder, uris[folder])
 
     for module in (test_studies, test_searcher):
@@ -110,6 +110,49 @@ def test_one_process_at_a_time_wherever_its_folder_is(tmp_path: Path, database: 
             pass
     with opened(tmp_path / "other", database) as study:
         assert study.count("complete") == 1
+
+
+def test_who_comes_at_once_after_a_killed_driver_is_let_in(tmp_path: Path, database: str) -> None:
+    with opened(tmp_path, database):
+        with connect(database) as connection:
+            owner = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            (process,) = connection.execute(owner).fetchone()
+        end = threading.Timer(0.5, end_backend, [database, process])
+        end.start()
+        with opened(tmp_path / "other", database) as study:
+            complete(study, study.ask())
+        end.join()
+
+
+def end_backend(database: str, process: int) -> None:
+    with connect(database) as connection:
+        connection.execute("SELECT pg_terminate_backend(%s)", [process])
+
+
+def test_who_reads_while_tables_are_made_makes_none(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamp = _VersionManager._set_alembic_revision
+    makers, readers = [], []
+
+    def read() -> None:
+        with read_postgres(database) as storage:
+            assert storage.get_all_studies() == []
+
+    def stamp_late(self: _VersionManager, revision: str) -> None:
+        makers.append(threading.current_thread())
+        if len(makers) == 1:
+            reader = threading.Thread(target=read)
+            readers.append(reader)
+            reader.start()
+            reader.join(0.5)  # it would be done by then
+        stamp(self, revision)
+
+    monkeypatch.setattr(_VersionManager, "_set_alembic_revision", stamp_late)
+    with open_storage(tmp_path / "s", database):
+        for reader in readers:
+            reader.join()
+    assert makers == [threading.current_thread()]
 
 
 def test_a_restart_of_the_server_loses_nothing(
