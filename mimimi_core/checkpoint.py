@@ -1,5 +1,6 @@
 """Saves and loads tensors so that a file is either whole or absent, and never runs code on load."""
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -13,11 +14,21 @@ class CheckpointError(ValueError):
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain values under a temporary name, then rename."""
+    """Write tensors and plain values under a temporary name, then rename.
+
+    Raises:
+        OSError: It cannot be written, the disk is full; what was there before is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    buffer = io.BytesIO()  # of a full disk torch itself says only that it failed
+    torch.save(state, buffer)
+    try:
+        temporary.write_bytes(buffer.getbuffer())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

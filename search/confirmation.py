@@ -188,7 +188,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         while not training.is_done:
             with alarm(config.get("hang_s", math.inf)):
                 metrics = training.run_epoch()
-                save_training(training, metrics, config)
+            save_training(training, metrics, config)
     except SharedFilesError:
         raise
     except Exception as error:  # noqa: BLE001 - told, as for every trial

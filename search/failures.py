@@ -1,14 +1,21 @@
-"""What each way of failing means for a trial. Who retries what:
+"""What each way of failing means for a trial. Who retries what, and where:
 
 | what happens | trial ends as | retried |
 |---|---|---|
 | settings that do not fit, or break a limit of the space file | infeasible before it runs | another one is suggested |
 | loss not finite, a crash in our code | FAIL, reason | no: the same settings would fail again |
 | memory exhausted | infeasible, so that the sampler avoids its like; counted as failed | as below if the process was killed for it |
-| the worker process or its node dies | continues from its last epoch | `WORKER_RETRIES` times, then FAIL |
-| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S` | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
-| no report for `longest_silence_s` | its worker is killed, then as above | as above, then FAIL "hung" |
+| the worker process or its node dies | continues from its last epoch on any node | by Tune, `WORKER_RETRIES` times, then FAIL |
+| a machine is taken back with notice (`cluster/gpu.yaml`) | as above | as often as that happens |
+| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, as a full disk does | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
+| no report for `longest_silence_s` | its worker is killed, then as for one that died | as above, then FAIL "hung" |
+| the study's own storage refuses a record for as long (`search/journal.py`, `postgres.py`) | stays RUNNING; the search ends | when the command is repeated |
 | the driver is killed, interrupted or out of time | stays RUNNING in the storage | when the command is repeated |
+
+An attempt is one execution of a trial: the first, one more for each worker that was lost, one more
+for each search that takes it up again (`attempts` of the trial); only lost workers are limited, in
+each search anew. The study ends early for storage that refuses, full disks included, and for
+suggestions that all break a limit of the space file; never for trials that fail.
 """  # noqa: D205, D400, D415, E501
 
 import math

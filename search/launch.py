@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
 from search.hangs import HangWatch
 from search.interrupt import Interrupt
+from search.machines import Wish, bundle_of, wait_for_machine, withdrawn_at_the_end
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
 from search.shared_checks import StorageStopper
@@ -61,7 +62,8 @@ def cluster(address: str | None) -> Iterator[None]:
             raise StudyError(f"no Ray cluster answers at --address {address}: {error}") from error
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         try:
-            yield
+            with withdrawn_at_the_end() if address else nullcontext():
+                yield
         finally:
             ray.shutdown()
 
@@ -81,9 +83,13 @@ def _require_listener(address: str) -> None:
 def trial_resources(wanted: Resources) -> dict[str, float]:
     """What one trial asks Ray for; "auto" is a share of a GPU if the cluster has any.
 
+    Waits for the first machine where there is only a head that steers.
+
     Raises:
         StudyError: The cluster cannot hold a single trial.
     """
+    stated = 0.0 if wanted.gpu == "auto" else wanted.gpu
+    wait_for_machine(bundle_of({"cpu": wanted.cpu, "gpu": stated}))
     available = ray.cluster_resources()
     gpu = wanted.gpu
     if gpu == "auto":
@@ -141,6 +147,8 @@ def run_trials(
         )
 
     watch = HangWatch(space.study.hang_minutes)
+    wish = Wish(studies, space.study.trials, space.study.parallel, resources)
+    wish.make()
     scheduler = StudyScheduler(studies, space.scheduler, space.study.epochs, watch)
     sweeper = _CheckpointSweeper(files, folder)
     searcher = StudySearcher(
@@ -150,7 +158,7 @@ def run_trials(
         scheduler=scheduler,
         slots=cached(lambda: _slots(resources), seconds=1.0),
         parallel=space.study.parallel,
-        observers=(*observers, sweeper),
+        observers=(*observers, sweeper, wish),
     )
     scratch = folder / "tune"
     shutil.rmtree(scratch, ignore_errors=True)

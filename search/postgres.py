@@ -20,6 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import NullPool, event
 from sqlalchemy.engine import ExceptionContext
 
+from search.studies import StorageLost
+
 logger = logging.getLogger(__name__)
 
 SCHEMA = "optuna"
@@ -54,14 +56,6 @@ class PostgresError(ConnectionError):
 
 class LockedError(PostgresError):
     """Another process runs this study."""
-
-
-class StorageLost(SystemExit):  # noqa: N818  # no error of the program, but its end
-    """The database stayed away: ends the process with this message and exit code 1.
-
-    No Exception, because Tune takes any that arises while it handles a trial for a failure of that
-    trial, and would have it recorded as one.
-    """
 
 
 def connect(uri: str, **settings: Any) -> Any:

@@ -156,16 +156,22 @@ class SharedFiles:
     ) -> None:
         """Let `save` write a file and make it what every node reads under this name.
 
+        `save` is called again after a refusal, so it must leave nothing half-written.
+
         Raises:
-            SharedFilesError: A store refuses for so long.
+            SharedFilesError: The store refuses, or a disk is full, for so long.
         """
-        if self._folder:
-            save(Path(name))
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, PurePosixPath(name).name)
-            save(path)
-            self._patiently(f"write {name}", lambda: self._upload(path, name), patience_s)
+
+        def write() -> None:
+            if self._folder:
+                save(Path(name))
+                return
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch, PurePosixPath(name).name)
+                save(path)
+                self._upload(path, name)
+
+        self._patiently(f"write {name}", write, patience_s)
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Path]:

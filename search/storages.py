@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
+from search.journal import Journal
 from search.studies import StudyError
 from search.uris import UriError, require_no_password
 
@@ -41,9 +41,7 @@ def open_storage(folder: Path, uri: str | None = None) -> Iterator[BaseStorage]:
         except OSError as error:
             raise StudyError(_in_use(folder, str(folder.parent))) from error
         if uri is None:
-            journal = folder / JOURNAL
-            _mend(journal)
-            yield JournalStorage(JournalFileBackend(str(journal.absolute())))
+            yield JournalStorage(Journal(folder / JOURNAL))
         else:
             with ExitStack() as stack:
                 yield _enter(stack, folder, uri)
@@ -123,14 +121,3 @@ def _in_use(folder: Path, where: str) -> str:
         f"study {folder.name!r} in {where} is being run by another process: wait for it, or "
         "choose another --study"
     )
-
-
-def _mend(journal: Path) -> None:
-    """Undo what a killed writer leaves: a lock nobody holds, half of a last line."""
-    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
-    if journal.exists():
-        content = journal.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with journal.open("r+b") as file:
-                file.truncate(whole)

@@ -35,6 +35,14 @@ class StudyError(ValueError):
     """A study cannot be opened or continued as asked."""
 
 
+class StorageLost(SystemExit):  # noqa: N818  # no error of the program, but its end
+    """Trials cannot be stored any more: ends the process with this message and exit code 1.
+
+    No Exception, because Tune takes any that arises while it handles a trial for a failure of that
+    trial, and would have it recorded as one.
+    """
+
+
 class TypeStudy:
     """The Optuna study of one machine type.
 

@@ -85,8 +85,8 @@ def open_training(config: dict[str, Any]) -> tuple[Training, dict[str, float]]:
 def save_training(training: Training, metrics: dict[str, float], config: Mapping[str, Any]) -> None:
     """Store a training's state after an epoch.
 
-    A store that refuses stops no training: the next epoch brings it a newer state. Only the last
-    one has to be stored, and is offered for `PATIENCE_S`.
+    Storage that refuses, or is full, stops no training: the next epoch brings it a newer state.
+    Only the last one has to be stored, and is offered for `PATIENCE_S`.
 
     Raises:
         SharedFilesError: The last state could not be stored.

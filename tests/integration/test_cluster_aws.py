@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 GPU = yaml.safe_load((ROOT / "cluster" / "gpu.yaml").read_text())
 GROUP, REGION = "mimimi-search", GPU["provider"]["region"]
 OFFICE = "203.0.113.7/32"
+GPU_EACH: Mapping[str, float] = {"GPU": 1}
 
 
 @dataclass
@@ -145,7 +146,7 @@ class Autoscaler:
             self.provider, self.counter, EventSummarizer(), self.seen, node_types=types
         )
 
-    def wish(self, n_gpus: int) -> dict[str, int]:
+    def wish(self, n: int, bundle: Mapping[str, float] = GPU_EACH) -> dict[str, int]:
         """What would be launched, if all that was launched has joined and is idle."""
         nodes = self.provider.non_terminated_nodes({})
         types = self.config["available_node_types"]
@@ -162,7 +163,7 @@ class Autoscaler:
             unused_resources_by_ip=joined,
             pending_placement_groups=[],
             max_resources_by_ip=joined,
-            ensure_min_cluster_size=[{"GPU": 1}] * n_gpus,
+            ensure_min_cluster_size=[dict(bundle)] * n,
             node_availability_summary=self.seen.summary(),
         )
         launch.pop("head", None)  # where a test has launched none
@@ -258,6 +259,15 @@ def test_on_demand_takes_the_place_of_refused_spot(
     half_an_hour_later = time.time() + 1801
     autoscaler.seen.timer = lambda: half_an_hour_later
     assert autoscaler.wish(2) == {"gpu_spot": 1}
+
+
+def test_a_search_that_knows_of_no_gpu_gets_one_and_four_trials_share_it(
+    aws: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_group(aws)
+    autoscaler = Autoscaler(bootstrap(), monkeypatch)
+    assert autoscaler.wish(1, {"CPU": 1.0}) == {"gpu_spot": 1}
+    assert autoscaler.wish(8, {"CPU": 1.0, "GPU": 0.25}) == {"gpu_spot": 2}
 
 
 def test_more_gpus_than_max_workers_are_never_launched(

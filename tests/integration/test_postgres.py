@@ -13,11 +13,11 @@ from optuna.storages._rdb.storage import _VersionManager
 from optuna.trial import FrozenTrial, TrialState
 
 from search import postgres as adapter
-from search.postgres import PatientStorage, PostgresError, StorageLost, connect, read_postgres
+from search.postgres import PatientStorage, PostgresError, connect, read_postgres
 from search.report_facts import ReportError, read_facts
 from search.space import all_params
 from search.storages import JOURNAL, check_storage, open_storage
-from search.studies import StudyError, TypeStudy
+from search.studies import StorageLost, StudyError, TypeStudy
 from search.tracking import Tracker, check
 from tests.doubles import level_of
 from tests.postgres_server import PASSWORD, Postgres

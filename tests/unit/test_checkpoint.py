@@ -34,14 +34,16 @@ def test_a_failure_half_way_leaves_the_old_state(
     path = tmp_path / "state.pt"
     checkpoint.save(STATE, path)
 
-    def write_half(state: object, target: Path) -> None:
-        target.write_bytes(path.read_bytes()[:100])
+    def write_half(target: Path, content: memoryview) -> None:
+        with target.open("wb") as file:
+            file.write(content[:100])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch, "save", write_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(STATE | {"epoch": 4}, path)
     assert checkpoint.load(path, CPU)["epoch"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_a_state_replaces_the_one_before(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster import gpus, spot_first
+from cluster import spot_first
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 GPU, LOCAL = (yaml.safe_load((CLUSTER / f"{name}.yaml").read_text()) for name in ("gpu", "local"))
@@ -221,13 +221,9 @@ def test_what_holds_nothing_of_the_wish_is_not_launched() -> None:
     assert score is None
 
 
-def test_gpus_are_asked_for_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    growth = iter([{}, {"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}])
-    monkeypatch.setattr(gpus, "request_resources", lambda bundles: asked.append(bundles))
-    monkeypatch.setattr(ray, "cluster_resources", lambda: next(growth))
-    gpus.ask(2)
-    gpus.wait_for_one(poll_s=0)
-    gpus.ask(0)
-    assert asked == [[{"GPU": 1}, {"GPU": 1}], []]
-    assert next(growth, None) is None
+def test_a_spot_workers_notice_reaches_ray() -> None:
+    (watch,) = [c for c in GPU["worker_start_ray_commands"] if "spot/instance-action" in c]
+    drain = "ray drain-node --address=$RAY_HEAD_IP:6379 --reason DRAIN_NODE_REASON_PREEMPTION "
+    assert drain + "--deadline-remaining-seconds 110 --reason-message spot" in watch
+    bash = subprocess.run(["bash", "-n", "-c", watch], check=True, capture_output=True)
+    assert bash.stderr == b""
