@@ -20,6 +20,7 @@ from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
 from search.hangs import HangWatch
 from search.interrupt import Interrupt
+from search.lost_workers import retry_lost_workers
 from search.machines import Wish, bundle_of, wait_for_machine, withdrawn_at_the_end
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
@@ -185,6 +186,7 @@ def run_trials(
             verbose=0,
         ),
     )
+    retry_lost_workers()
     with interrupt.listening(), sweeper.sweeping():
         tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)

@@ -129,7 +129,9 @@ def analytic_trainable(
             another one that meets runs as well, "poor" falls behind, "nan" reports an objective
             that is none, "crash" reports a failure in its second epoch, "lose once" and "lose
             always" kill their process after the checkpoint of the second epoch, "hang always" and
-            "hang once" never report theirs, "freeze once" stops its whole process.
+            "hang once" never report theirs, "freeze once" stops its whole process, "leak" takes
+            more and more memory, 6 GB at most, "wait" leaves a line in a file `waiting` beside the
+            checkpoints and waits in its first epoch for a file `go`.
         step_s: How long an epoch takes.
     """
     deeds = dict(plan or {})
@@ -155,6 +157,8 @@ def analytic_trainable(
                 time.sleep(step_s)
                 self._folder.mkdir(parents=True, exist_ok=True)
                 state.write_text(json.dumps(self._epoch))
+            if deed == "wait" and self._epoch == 1:
+                self._wait()
             if deed == "meet" and self._epoch == 1:
                 self._meet()
             self._note(started)
@@ -164,6 +168,11 @@ def analytic_trainable(
                 os.kill(os.getpid(), signal.SIGKILL)
             if deed == "lose once" and self._epoch == 2 and not is_restored:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if deed == "leak" and self._epoch == 2:
+                hoard = []
+                while len(hoard) < 120:
+                    hoard.append(os.urandom(50_000_000))
+                    time.sleep(0.05)
             if deed == "hang always" and self._epoch == 2:
                 time.sleep(3600)
             if deed == "hang once" and self._epoch == 2 and not is_restored:
@@ -175,6 +184,13 @@ def analytic_trainable(
             if deed == "nan":
                 result |= {"objective": math.nan, "val_auc": math.nan}
             return result
+
+        def _wait(self) -> None:
+            place = self._folder.parents[1]
+            with (place / "waiting").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            while not (place / "go").exists():
+                time.sleep(0.05)
 
         def _meet(self) -> None:
             places = self._folder.parents[1] / "meeting"

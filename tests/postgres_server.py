@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from tests.tracking_fixtures import wait_until
+from tests.waiting import wait_until
 
 USER = "tester"
 PASSWORD = "correct-horse-4711"  # of no other server

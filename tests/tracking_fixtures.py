@@ -6,10 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from search.tracking import Tracker
+from tests.waiting import wait_until
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EPOCH_MS = int(START.timestamp() * 1000)
@@ -116,13 +115,6 @@ class Server:
         except OSError:
             assert self._process.poll() is None, (self._folder / "server.log").read_text()
             return False
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def runs_of(tracker: Tracker, uri: str) -> dict[str, Any]:

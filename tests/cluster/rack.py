@@ -16,8 +16,7 @@ import re
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import yaml
 from search.storages import JOURNAL
 from tests.cluster.hosts import Host, Network
 from tests.invariant import Trials, open_journal, stored_trials
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 HEAD, WORKERS, DESK = "head", ("worker-1", "worker-2"), "desk"
@@ -212,16 +212,6 @@ def trial_workers(host: Host) -> list[int]:
         if "actor_name:TrialRunner" in file.read_text():
             found.append(int(file.stem.rpartition("-")[2]))
     return found
-
-
-def wait_until(
-    holds: Callable[[], bool], timeout_s: float, describe: Callable[[], str] = str
-) -> None:
-    """Look again until it holds."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"did not happen in {timeout_s:.0f} s: {describe()}"
-        time.sleep(0.5)
 
 
 def _patched(config: dict[str, Any], hosts: dict[str, Host]) -> dict[str, Any]:

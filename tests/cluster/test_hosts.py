@@ -10,7 +10,8 @@ import pytest
 
 from tests.cluster import hosts
 from tests.cluster.hosts import Host, network
-from tests.cluster.rack import ROOT, wait_until
+from tests.cluster.rack import ROOT
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.background import BackgroundTracker
 from search.tracking import Tracker, TrackingError
-from tests.tracking_fixtures import Server, WatchedClient, make_trial, points, runs_of, wait_until
+from tests.tracking_fixtures import Server, WatchedClient, make_trial, points, runs_of
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.integration,

@@ -16,9 +16,10 @@ from optuna.trial import FrozenTrial
 
 from search.postgres import PostgresError, read_postgres
 from search.report import main as report
-from tests.integration.test_resume import SPACE, Folder, wait_until
+from tests.integration.test_resume import SPACE, Folder
 from tests.invariant import check_invariant, check_trials, open_journal, stored_runs, stored_trials
 from tests.postgres_server import PASSWORD, Postgres
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

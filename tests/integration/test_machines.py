@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from ray._raylet import GcsClient
 
 from tests.audio_fixtures import write_dcase2020
 from tests.invariant import check_invariant, open_journal, stored_trials
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -142,13 +142,6 @@ def _autoscaling(address: str) -> dict[str, Any]:
         "head_node_type": "ray.head.default",
         **{name: [] for name in lists},
     }
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @dataclass(frozen=True)
