@@ -13,6 +13,8 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial
 
+from search.studies import Ending, TypeStudy
+
 logger = logging.getLogger(__name__)
 
 
@@ -129,3 +131,22 @@ class BackgroundTracker:
                 self._changed.wait_for(lambda: self._deadline is not None, pause_s)
             else:
                 self._changed.wait(min(self._retry_s, self._deadline - monotonic()))
+
+
+class TrackingObserver:
+    """Passes trials on to the tracker, and the counts of their machine type."""
+
+    def __init__(self, background: BackgroundTracker, studies: Mapping[str, TypeStudy]) -> None:
+        self._background, self._studies = background, studies
+
+    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
+        """See Observer."""
+        self._background.submit_trial(machine_type, trial)
+        if not trial.state.is_finished():
+            return
+        study = self._studies[machine_type]
+        endings: tuple[Ending, ...] = ("complete", "pruned", "failed")
+        counts: dict[str, float | None] = {ending: study.count(ending) for ending in endings}
+        best = study.best()
+        metrics = counts | {"best_objective": best.value if best else None}
+        self._background.submit_parent(machine_type, metrics, step=study.n_finished())

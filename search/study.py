@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from mimimi_core.pack import Pack
 from mimimi_core.training import LabelFree, Objective, held_out_normals, objective_of
-from search.background import BackgroundTracker
+from search.background import BackgroundTracker, TrackingObserver
 from search.conclude import conclude
 from search.config import SpaceFile
 from search.confirmation import confirm, find_winner
@@ -29,7 +29,7 @@ from search.shared_checks import probe_nodes
 from search.shared_files import SharedFiles, SharedFilesError
 from search.space import Space
 from search.storages import check_storage, open_storage
-from search.studies import Ending, StudyError, TypeStudy
+from search.studies import StudyError, TypeStudy
 from search.tracking import Tracker, TrackingError, check
 from search.views import COST
 from search.warm_start import offers
@@ -220,7 +220,7 @@ def _run(
                 **shared,
                 resources=resources,
                 time_budget_s=time_budget_s,
-                observers=(progress, _Tracking(background, studies)),
+                observers=(progress, TrackingObserver(background, studies)),
             )
     except (KeyboardInterrupt, SystemExit):
         flush_s = 0.0
@@ -239,24 +239,6 @@ def _spending(
     spent = sum(spent_hours(study, resources) for study in studies.values())
     limit = "" if hours is None else f" of {hours:g}"
     return f"{spent:.2f}{limit} {'GPU' if resources['gpu'] else 'core'}-hours spent"
-
-
-class _Tracking:
-    """Passes trials on to the tracker, and the counts of their machine type."""
-
-    def __init__(self, background: BackgroundTracker, studies: Mapping[str, TypeStudy]) -> None:
-        self._background, self._studies = background, studies
-
-    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
-        self._background.submit_trial(machine_type, trial)
-        if not trial.state.is_finished():
-            return
-        study = self._studies[machine_type]
-        endings: tuple[Ending, ...] = ("complete", "pruned", "failed")
-        counts: dict[str, float | None] = {ending: study.count(ending) for ending in endings}
-        best = study.best()
-        metrics = counts | {"best_objective": best.value if best else None}
-        self._background.submit_parent(machine_type, metrics, step=study.n_finished())
 
 
 def _objective(pack: Pack, wanted: Literal["auto", LabelFree]) -> Objective:

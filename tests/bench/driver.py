@@ -11,8 +11,6 @@ fewer trials it is given here favour it.
 Each arm is a process with a cluster of its own, whose 16 CPUs are logical. A rate counts from the
 end of the first 32 trials, when all workers have started; memory is what trials after the first
 quarter add to the driver's resident set, by a straight line.
-
-Not run to its end so far, so no part of `make bench`: there was no machine to spare for 16 workers.
 """
 
 import argparse
@@ -34,21 +32,14 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from search.background import BackgroundTracker
-from search.config import SpaceFile
-from search.launch import cluster, run_trials
-from search.progress import Progress
+from search.launch import cluster
 from search.space import Space
-from search.storages import open_storage
-from search.studies import TypeStudy
-from search.study import _Tracking
-from search.tracking import Tracker, check
+from search.tracking import check
+from tests.bench.whole_search import RESOURCES, logical_slots, run_search
 from tests.doubles import analytic_trainable, space_file
 
 SLOTS, WARM = 16, 32
 SAMPLER = "tpe"
-RESOURCES = {"cpu": 1.0, "gpu": 0.0}
-TYPES = ("fan",)
 
 
 class Clock:
@@ -81,55 +72,12 @@ class Clock:
         }
 
 
-class Stopwatch:
-    """Wraps a tracking observer, and adds up how long the control loop is in it."""
-
-    def __init__(self, observer: Any) -> None:
-        self._observer, self.seconds = observer, 0.0
-
-    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
-        """Pass on."""
-        started = time.perf_counter()
-        self._observer.on_trial(machine_type, trial)
-        self.seconds += time.perf_counter() - started
-
-
 def ours(folder: Path, n_trials: int) -> dict[str, float]:
     """A search as it is; figures of `Clock`, and the share of time spent on tracking."""
-    space: SpaceFile = space_file(trials=n_trials, epochs=1, sampler={"name": SAMPLER})
-    uri, clock = f"sqlite:///{folder / 'mlflow.db'}", Clock()
-    check(uri)
-    with open_storage(folder / "s") as storage, cluster(None):
-        studies = {
-            machine_type: TypeStudy(
-                storage,
-                name="s",
-                machine_type=machine_type,
-                space=Space(space.parameters),
-                sampler=space.sampler,
-                seed=0,
-                identity={},
-            )
-            for machine_type in TYPES
-        }
-        background = BackgroundTracker(Tracker(uri, folder / "artifacts", "s"))
-        tracking = Stopwatch(_Tracking(background, studies))
-        progress = Progress(studies, n_trials, 1, lambda: "")
-        started = time.perf_counter()
-        with progress:
-            run_trials(
-                studies,
-                space,
-                folder=folder / "s",
-                packs=dict.fromkeys(TYPES, Path("no pack")),
-                resources=RESOURCES,
-                observers=(progress, tracking, clock),
-                trainable=analytic_trainable(step_s=1.0),
-            )
-        wall = time.perf_counter() - started
-        left = background.close(60.0)
-        assert not left, f"{left} trials never reached MLflow"
-    return clock.figures() | {"tracking_wait_share": tracking.seconds / wall}
+    space, clock = space_file(trials=n_trials, epochs=1, sampler={"name": SAMPLER}), Clock()
+    packs = {"fan": Path("no pack")}
+    share = run_search(folder, space, packs, analytic_trainable(step_s=1.0), clock)
+    return clock.figures() | {"tracking_wait_share": share}
 
 
 def stock(folder: Path, n_trials: int) -> dict[str, float]:
@@ -180,9 +128,7 @@ def main() -> None:
     """Print the table and the line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.driver")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument(
-        "--arm", choices=ARMS, help=argparse.SUPPRESS
-    )  # what a process is started for
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)  # of a child process
     parser.add_argument("--trials", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
@@ -214,10 +160,10 @@ def main() -> None:
 
 def _run(arm: str, n_trials: int) -> dict[str, float]:
     """An arm's figures, from a process of its own."""
-    environment = {**os.environ, "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": SLOTS, "GPU": 0})}
-    environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "tests.bench.driver", "--arm", arm, "--trials", str(n_trials)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, env=logical_slots(SLOTS), stdout=subprocess.PIPE, text=True, check=True
+    )
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
