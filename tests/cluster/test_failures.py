@@ -11,8 +11,9 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from tests.cluster.hosts import Host
-from tests.cluster.rack import URI, Rack, Search, trial_workers, wait_until
+from tests.cluster.rack import URI, Rack, Search, trial_workers
 from tests.invariant import stored_runs
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
