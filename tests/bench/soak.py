@@ -7,14 +7,15 @@ one slot each. At random, from a seed: a trial's process is killed, or a worker'
 that it runs, and a new worker joins, or the search itself, whose command is then repeated. Once
 all trials have ended nothing is killed any more. The end must be as `tests/invariant.py` says.
 
-The driver's memory is its unique set; with a driver that was killed on the way, that of the one
-that ran at the time.
+The driver's memory is its unique set. So that it is that of one process, the search itself is
+killed only until the 50th trial has ended.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ TYPES = ("fan", "valve")
 WEIGHTS = {"trial": 8, "worker": 2, "driver": 1}
 MEMORY_FROM = 50  # trials
 MOST_S = 3600.0
+_TRIAL = re.compile(r"ray::(ResourceTrainable|TrialRunner)")  # Ray's names for it in its life
 SPACE = """
 study: {{trials: {trials}, epochs: 3}}
 sampler: {{name: tpe}}
@@ -113,6 +115,8 @@ class Soak:
 
     def _kill(self, driver: "subprocess.Popen[bytes]") -> None:
         (what,) = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        if what == "driver" and self._n_finished() >= MEMORY_FROM:
+            what = "trial"
         if what == "driver":
             driver.kill()
         elif what == "worker":
@@ -127,7 +131,7 @@ class Soak:
         self.kills[what] += 1
 
     def _is_trial(self, process: psutil.Process) -> bool:
-        """Whether it runs a trial on this cluster: Ray writes into its title what it runs."""
+        """Whether it runs a trial on this cluster: Ray writes into its title what it is."""
         try:
             title = process.cmdline()
             raylet = process.parent()
@@ -136,7 +140,12 @@ class Soak:
                 for node in self._cluster.worker_nodes
                 for info in node.all_processes.get("raylet", [])
             }
-            return bool(title) and "TrialRunner" in title[0] and bool(raylet) and raylet.pid in ours
+            return (
+                bool(title)
+                and bool(_TRIAL.match(title[0]))
+                and raylet is not None
+                and raylet.pid in ours
+            )
         except psutil.Error:
             return False
 
