@@ -124,6 +124,7 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         self._rule, self._watch = RULES[config.name], watch or HangWatch(None)
         self.stopped: set[str] = set()  # ids of trials that were ended early
         self.losses: dict[str, list[str]] = {}  # trial id -> why its workers died, one by one
+        self.n_waiting = 0  # trials that nobody runs yet
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """See TrialScheduler."""
@@ -159,12 +160,16 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
 
         Tune asks in every turn of its loop, so those that hang are looked for here.
         """
-        self._watch.look(tune_controller.get_live_trials())
-        for trial in tune_controller.get_trials():
-            if trial.status == Trial.PENDING:
-                return trial
-        return None
+        live = tune_controller.get_live_trials()
+        self._watch.look(live)
+        waiting = [trial for trial in live if trial.status == Trial.PENDING]
+        self.n_waiting = len(waiting)
+        return min(waiting, key=_turn, default=None)
 
     def debug_string(self) -> str:
         """See TrialScheduler."""
         return self._config.name
+
+
+def _turn(trial: Trial) -> tuple[int, str]:
+    return trial.config["number"], trial.config["machine_type"]

@@ -63,7 +63,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         wanting = self._wanting()
         if not self._unfinished and not wanting:
             return str(Searcher.FINISHED)
-        if len(self._live) >= self._slots():
+        if not self._has_room():
             return None
         found = self._resume() if self._unfinished else self._ask(wanting)
         if found is None:
@@ -113,6 +113,16 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher to restore it; ours is made anew from the storage instead."""
         return {}
+
+    def _has_room(self) -> bool:
+        """Whether there may be a further trial: one per slot, and one to take the next free slot.
+
+        A suggestion may take seconds, so it is made while all slots train. A single one waits for
+        it: there, what a trial knows of its predecessors must depend on no timing.
+        """
+        n_slots = self._slots()
+        is_ahead = n_slots > 1 and len(self._live) == n_slots and not self._scheduler.n_waiting
+        return len(self._live) < n_slots or is_ahead
 
     def _wanting(self) -> list[str]:
         """Machine types that have not had all their trials, the one with the fewest first."""

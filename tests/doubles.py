@@ -75,9 +75,15 @@ class FakeTune:
     def __init__(self, searcher: Searcher, scheduler: TrialScheduler, folder: Path) -> None:
         self._searcher, self._scheduler, self._folder = searcher, scheduler, folder
         self.is_finished = False
+        self.waiting: list[Trial] = []  # of the trials, those that nobody runs yet
+
+    def get_live_trials(self) -> list[Trial]:
+        """As the scheduler asks for them; only those that wait matter to it."""
+        return self.waiting
 
     def start(self) -> "FakeTrial | None":
         """The next trial; None if the searcher has none now, or none any more."""
+        self._scheduler.choose_trial_to_run(self)  # Tune does so in every turn
         trial_id = Trial.generate_id()
         config = self._searcher.suggest(trial_id)
         self.is_finished = config == Searcher.FINISHED

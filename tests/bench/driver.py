@@ -43,10 +43,14 @@ SAMPLER = "tpe"
 
 
 class Clock:
-    """Notes when trials end, and the driver's memory then."""
+    """Notes in a file, for Tune copies its callbacks, when trials end and the driver's memory then.
 
-    def __init__(self) -> None:
-        self._ends: list[tuple[float, int]] = []  # seconds, bytes
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
         """An observer of a search."""
@@ -56,11 +60,12 @@ class Clock:
     def note(self) -> None:
         """One more trial has ended."""
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        self._ends.append((time.perf_counter(), pages * resource.getpagesize()))
+        with self._path.open("a") as file:
+            file.write(f"{time.perf_counter()} {pages * resource.getpagesize()}\n")
 
     def figures(self) -> dict[str, float]:
         """Trials per second, kB per trial, processor milliseconds per trial."""
-        seconds, memory = np.array(self._ends).T
+        seconds, memory = np.loadtxt(self._path).T
         quarter = len(seconds) // 4
         kept = np.polyfit(np.arange(quarter, len(seconds)), memory[quarter:], 1)[0]
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -74,7 +79,8 @@ class Clock:
 
 def ours(folder: Path, n_trials: int) -> dict[str, float]:
     """A search as it is; figures of `Clock`, and the share of time spent on tracking."""
-    space, clock = space_file(trials=n_trials, epochs=1, sampler={"name": SAMPLER}), Clock()
+    space = space_file(trials=n_trials, epochs=1, sampler={"name": SAMPLER})
+    clock = Clock(folder / "ends")
     packs = {"fan": Path("no pack")}
     share = run_search(folder, space, packs, analytic_trainable(step_s=1.0), clock)
     return clock.figures() | {"tracking_wait_share": share}
@@ -82,7 +88,7 @@ def ours(folder: Path, n_trials: int) -> dict[str, float]:
 
 def stock(folder: Path, n_trials: int) -> dict[str, float]:
     """Tune with OptunaSearch and Ray's MLflow callback."""
-    uri, clock = f"sqlite:///{folder / 'mlflow.db'}", Clock()
+    uri, clock = f"sqlite:///{folder / 'mlflow.db'}", Clock(folder / "ends")
     check(uri)
 
     class Sleeper(tune.Trainable):  # type: ignore[misc]
@@ -114,6 +120,7 @@ def stock(folder: Path, n_trials: int) -> dict[str, float]:
             ),
             run_config=tune.RunConfig(
                 storage_path=str(folder),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[MLflowLoggerCallback(tracking_uri=uri, experiment_name="s"), Ends()],
                 verbose=0,
             ),

@@ -98,12 +98,12 @@ def simulate(
         slots=lambda: workers,
     )
     tune = FakeTune(searcher, judge, Path())  # no worker dies, so nothing is written there
-    reports = list(_run(tune, replay, epochs))
+    reports = list(_run(tune, replay, epochs, workers))
     return study.trials(), reports
 
 
-def _run(tune: FakeTune, replay: Replay, epochs: int) -> Iterator[Report]:
-    """Ask whenever a worker is free, then handle the next report, as the controller's loop does."""
+def _run(tune: FakeTune, replay: Replay, epochs: int, workers: int) -> Iterator[Report]:
+    """Ask until there is no more to be had, then handle the next report, as Tune's loop does."""
     now, ties = 0.0, itertools.count()
     queue: list[tuple[float, int, Trial, Step, Iterator[Step]]] = []
 
@@ -111,10 +111,17 @@ def _run(tune: FakeTune, replay: Replay, epochs: int) -> Iterator[Report]:
         step = next(steps)
         heapq.heappush(queue, (now + step.seconds, next(ties), trial, step, steps))
 
-    while True:
-        while trial := tune.start():
+    def serve() -> None:
+        while tune.waiting and len(queue) < workers:
+            trial = tune.waiting.pop(0)
             frozen = trial.config["trial"]
             train(trial, iter(replay(all_params(frozen), frozen.number)))
+
+    while True:
+        serve()
+        while trial := tune.start():
+            tune.waiting.append(trial)
+            serve()
         if not queue:
             return
         now, _, trial, step, steps = heapq.heappop(queue)

@@ -354,14 +354,31 @@ def test_a_type_that_lags_behind_gets_the_slots(tmp_path: Path) -> None:
         assert search.tune.is_finished
 
 
-def test_no_more_trials_than_slots(tmp_path: Path) -> None:
+def test_one_trial_more_than_slots_waits_for_the_next(tmp_path: Path) -> None:
     with searching(tmp_path, 9, slots=2) as search:
-        first, second = search.tune.start(), search.tune.start()
+        first, second, waiting = (search.tune.start() for _ in range(3))
         assert first is not None
         assert second is not None
+        assert waiting is not None
         assert search.tune.start() is None
         assert not search.tune.is_finished
+        search.tune.waiting = [waiting]
         search.tune.report(first, {"failure": "crash: x", "done": True})
+        assert search.tune.start() is None  # a slot is free, and whoever waits must have it first
+        search.tune.waiting = []
+        assert search.tune.start() is not None
+        assert search.tune.start() is None
+
+
+def test_a_slot_does_not_wait_for_who_is_not_there(tmp_path: Path) -> None:
+    with searching(tmp_path, 9, slots=3) as search:
+        started = [search.tune.start() for _ in range(2)]
+        search.tune.waiting = [trial for trial in started if trial]
+        assert search.tune.start() is not None
+
+
+def test_a_single_slot_knows_all_before_its_next_trial(tmp_path: Path) -> None:
+    with searching(tmp_path, 9, slots=1) as search:
         assert search.tune.start() is not None
         assert search.tune.start() is None
 
