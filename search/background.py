@@ -6,6 +6,7 @@ Optuna's storage has it, and the next opening of the study logs it again.
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
@@ -13,9 +14,11 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial
 
-from search.studies import Ending, TypeStudy
+from search.studies import Ending, TypeStudy, ending_of
 
 logger = logging.getLogger(__name__)
+
+_SHOWN: tuple[Ending, ...] = ("complete", "pruned", "failed")  # by the parent run
 
 
 class TrackerLike(Protocol):
@@ -137,16 +140,29 @@ class TrackingObserver:
     """Passes trials on to the tracker, and the counts of their machine type."""
 
     def __init__(self, background: BackgroundTracker, studies: Mapping[str, TypeStudy]) -> None:
-        self._background, self._studies = background, studies
+        self._background = background
+        # Kept instead of counted anew, for a study may be large and its trials short.
+        self._counts: dict[str, Counter[Ending]] = {name: Counter() for name in studies}
+        self._best: dict[str, float] = {}
+        for machine_type, study in studies.items():
+            for trial in study.trials():
+                self._count(machine_type, trial)
 
     def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
         """See Observer."""
         self._background.submit_trial(machine_type, trial)
+        if trial.state.is_finished():
+            self._count(machine_type, trial)
+            counts = self._counts[machine_type]
+            metrics: dict[str, float | None] = {name: counts[name] for name in _SHOWN}
+            metrics["best_objective"] = self._best.get(machine_type)
+            self._background.submit_parent(machine_type, metrics, step=counts.total())
+
+    def _count(self, machine_type: str, trial: FrozenTrial) -> None:
         if not trial.state.is_finished():
             return
-        study = self._studies[machine_type]
-        endings: tuple[Ending, ...] = ("complete", "pruned", "failed")
-        counts: dict[str, float | None] = {ending: study.count(ending) for ending in endings}
-        best = study.best()
-        metrics = counts | {"best_objective": best.value if best else None}
-        self._background.submit_parent(machine_type, metrics, step=study.n_finished())
+        ending = ending_of(trial)
+        self._counts[machine_type][ending] += 1
+        if ending == "complete" and trial.value is not None:
+            best = self._best.get(machine_type, trial.value)
+            self._best[machine_type] = max(best, trial.value)

@@ -145,7 +145,9 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """See TrialScheduler."""
+        """See TrialScheduler; forgets each metric's past, most of what Tune keeps of a trial."""
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """See TrialScheduler; called for every lost worker, whether the trial is retried or not."""

@@ -180,6 +180,17 @@ def test_each_lost_worker_is_remembered(
     assert scheduler.losses["a"][0].endswith("Worker exit detail: End of file.")
 
 
+def test_tune_keeps_no_history_of_a_trial_that_ended(
+    scheduler: StudyScheduler, studies: dict[str, TypeStudy]
+) -> None:
+    trial = start(studies, "fan", "a")
+    trial.run_metadata.update_metric("val_auc", 0.5)
+    assert trial.metric_analysis
+    scheduler.on_trial_complete(None, trial, {})
+    assert not trial.metric_analysis
+    assert not trial.metric_n_steps
+
+
 def test_the_first_trial_that_waits_is_run(
     scheduler: StudyScheduler, studies: dict[str, TypeStudy]
 ) -> None:
