@@ -5,7 +5,8 @@ READY := .venv/.ready
 # Small enough for five minutes on two cores; the space file alone asks for 40 trials of 30 epochs.
 SEARCH_ARGS ?= --machine-types fan,valve --trials 6 --epochs 4
 BENCHES := training scoring search_quality multifidelity confirmation promotion label_free phase \
-  attention effects start sampler data trial_overhead driver
+  attention effects start sampler data trial_overhead driver \
+  soak
 
 .PHONY: install search test lint type unit integration e2e cluster-test bench gpu-bench clean
 

@@ -22,7 +22,7 @@ from tests.audio_fixtures import write_dcase2020
 from tests.invariant import check_invariant, open_journal
 from tests.s3_fixtures import ACCESS, BUCKET, DENIED, Reply, Request, S3Server
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 N_TRIALS, EPOCHS = 4, 3
@@ -109,6 +109,14 @@ def test_s3_keeps_what_is_written(s3: S3Server, pack: Path) -> None:
         assert not path.exists()
 
 
+def test_a_write_that_s3_refuses_is_not_taken_for_done(s3: S3Server) -> None:
+    files = SharedFiles(s3.uri("refusing"))
+    s3.fault = lambda request: Reply() if request.method == "PUT" else None
+    with pytest.raises(SharedFilesError, match=r"must let this machine write s/state\.pt"):
+        files.write("s/state.pt", write_state, 0.0)
+    assert s3.keys("refusing/") == []
+
+
 @pytest.mark.parametrize(
     "fault", [Reply(lacks=50_000), Reply(changes=True), Reply()], ids=["cut", "wrong bytes", "503"]
 )
@@ -187,7 +195,7 @@ def _tell(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, s3: S3Ser
     out.mkdir()
     (out / "mlflow.db").write_bytes(empty_store.read_bytes())
     s3.requests.clear()
-    outage = s3.fault = Outage(8.0)
+    outage = s3.fault = Outage(60.0)
     caches = [home / "cache_a", home / "cache_b"]
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
@@ -204,7 +212,7 @@ def _tell(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, s3: S3Ser
             env=os.environ | {"XDG_CACHE_HOME": str(home / "cache_driver")},
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=600,
             check=False,
         )
     finally:
