@@ -3,6 +3,8 @@
 import os
 import re
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ray.autoscaler._private.node_provider_availability_tracker import NodeAvail
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster import spot_first
+from tests.waiting import wait_until
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 GPU, LOCAL = (yaml.safe_load((CLUSTER / f"{name}.yaml").read_text()) for name in ("gpu", "local"))
@@ -221,9 +224,61 @@ def test_what_holds_nothing_of_the_wish_is_not_launched() -> None:
     assert score is None
 
 
-def test_a_spot_workers_notice_reaches_ray() -> None:
+class Notice(BaseHTTPRequestHandler):
+    """A spot machine's metadata: that it is taken back stands there from the third look on."""
+
+    looks = 0
+
+    def do_PUT(self) -> None:
+        is_right = self.path == "/latest/api/token"
+        is_right &= "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
+        self._answer(200 if is_right else 400, b"a-token")
+
+    def do_GET(self) -> None:
+        assert self.path == "/latest/meta-data/spot/instance-action"
+        is_known = self.headers["X-aws-ec2-metadata-token"] == "a-token"
+        Notice.looks += is_known
+        self._answer(200 if Notice.looks >= 3 else 404 if is_known else 401, b"{}")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_spot_workers_notice_reaches_ray(tmp_path: Path) -> None:
     (watch,) = [c for c in GPU["worker_start_ray_commands"] if "spot/instance-action" in c]
-    drain = "ray drain-node --address=$RAY_HEAD_IP:6379 --reason DRAIN_NODE_REASON_PREEMPTION "
-    assert drain + "--deadline-remaining-seconds 110 --reason-message spot" in watch
-    bash = subprocess.run(["bash", "-n", "-c", watch], check=True, capture_output=True)
-    assert bash.stderr == b""
+    told = tmp_path / "told"
+    for name, script in {
+        "ray": f'echo "$@" > {told}.new; mv {told}.new {told}',
+        "sleep": "",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Notice) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        command = watch.replace("http://169.254.169.254", here)
+        command = command.replace("/tmp/spot.log", str(tmp_path / "log"))
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        subprocess.run(
+            ["bash", "-c", command],
+            env={**os.environ, "PATH": path, "RAY_HEAD_IP": "10.0.0.1"},
+            check=True,
+        )
+        wait_until(told.exists)
+        server.shutdown()
+    assert Notice.looks == 3
+    assert told.read_text().split() == [
+        "drain-node",
+        "--address=10.0.0.1:6379",
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--deadline-remaining-seconds",
+        "110",
+        "--reason-message",
+        "spot",
+    ]
