@@ -182,7 +182,9 @@ def test_a_time_budget_leaves_the_rest_to_the_next_run(tmp_path: Path) -> None:
     assert {trial.state for trial in trials["fan"]} == {TrialState.RUNNING}
     again, _ = run(tmp_path)
     assert [trial.state for trial in again["fan"]] == [TrialState.COMPLETE] * 4
-    assert [trial.params for trial in again["fan"][:2]] == [t.params for t in trials["fan"]]
+    known = len(trials["fan"])
+    assert 2 <= known <= 3  # one may have waited for a slot
+    assert [trial.params for trial in again["fan"][:known]] == [t.params for t in trials["fan"]]
     for trial in again["fan"]:
         assert list(trial.intermediate_values) == [1, 2, 3, 4]
 

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240.0
-N_TRIALS, MOST_MACHINES = 4, 2
+N_TRIALS, MOST_MACHINES = 12, 2
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # `ray start` would want one where ~/.ray holds one
 SPACE = f"""
 study: {{trials: {N_TRIALS}, epochs: 3}}
