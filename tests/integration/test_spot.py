@@ -27,6 +27,7 @@ NOTICE = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seco
 def test_machines_that_are_taken_back_do_not_count_against_a_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("RAY_OVERRIDE_RESOURCES", raising=False)  # of the cluster others share
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temp:
         monkeypatch.setenv("RAY_TMPDIR", temp)  # where Ray notes which cluster is the current one
