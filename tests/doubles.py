@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -180,9 +181,9 @@ def analytic_trainable(
                     hoard.append(os.urandom(50_000_000))
                     time.sleep(0.05)
             if deed == "hang always" and self._epoch == 2:
-                time.sleep(3600)
+                threading.Event().wait()
             if deed == "hang once" and self._epoch == 2 and not is_restored:
-                ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock, as native code may
+                ctypes.PyDLL(None).pause()  # with the interpreter's lock, as native code may
             if deed == "freeze once" and self._epoch == 2 and not is_restored:
                 os.kill(os.getpid(), signal.SIGSTOP)
             level = 0.5 if deed == "poor" else 0.9

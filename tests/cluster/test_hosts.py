@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.cluster
 
 STORY = """
-import signal, sys, time
+import signal, sys
 from pathlib import Path
 # In the background of a shell Ctrl-C is ignored, which children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,7 +24,7 @@ from tests.cluster.hosts import network
 with network(Path(sys.argv[1])) as net:
     host = net.add("one")
     print(host.pid, flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 
 
