@@ -131,11 +131,21 @@ class SamplerConfig(_Model):
 
 
 class SchedulerConfig(_Model):
-    """Who stops trials early: successive halving whose rungs are epochs, the median, or nobody."""
+    """Who ends trials early: successive halving whose rungs are epochs, the median, or nobody.
 
-    name: Literal["asha", "hyperband", "median", "none"] = "asha"
-    grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
+    Without `grace_epochs`, the first of three rungs: however long trainings are, the first epochs
+    of many rank them badly.
+    """
+
+    name: Literal["asha", "asha_pause", "hyperband", "median", "none"] = "asha"
+    grace_epochs: int | None = Field(default=None, ge=1)  # no trial is stopped before
     reduction_factor: float = Field(default=3.0, gt=1)  # one in so many survives a rung
+
+    def grace(self, epochs: int) -> int:
+        """Epochs of a training of at most `epochs` that nobody judges."""
+        if self.grace_epochs is not None:
+            return self.grace_epochs
+        return max(1, round(epochs / self.reduction_factor**3))
 
 
 class Resources(_Model):
@@ -235,7 +245,13 @@ class SpaceFile(_Model):
 
     @model_validator(mode="after")
     def _check(self) -> "SpaceFile":
-        if self.scheduler.name != "none" and self.scheduler.grace_epochs > self.study.epochs:
+        if self.scheduler.name == "asha_pause" and self.study.deterministic:
+            raise ValueError(
+                "study.deterministic needs trials that end where their own number says, and "
+                "scheduler.name asha_pause lets them wait for each other: take asha"
+            )
+        grace = self.scheduler.grace_epochs or 1
+        if self.scheduler.name != "none" and grace > self.study.epochs:
             raise ValueError(
                 f"scheduler.grace_epochs must be <= study.epochs ({self.study.epochs}), "
                 f"got {self.scheduler.grace_epochs}"

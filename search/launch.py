@@ -159,6 +159,7 @@ def run_trials(
         scheduler=scheduler,
         slots=cached(lambda: _slots(resources), seconds=1.0),
         parallel=space.study.parallel,
+        finalists=max(1, space.confirmation.top),
         observers=(*observers, sweeper, wish),
     )
     scratch = folder / "tune"
@@ -173,7 +174,7 @@ def run_trials(
             reuse_actors=True,
             time_budget_s=time_budget_s,
             trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_dirname_creator=_folder_name,
         ),
         run_config=tune.RunConfig(
             name=scratch.name,
@@ -285,3 +286,8 @@ def _slots(resources: Mapping[str, float]) -> int:
 
 def _trial_name(trial: Any) -> str:
     return f"{trial.config['machine_type']}-{trial.config['number']}"
+
+
+def _folder_name(trial: Any) -> str:
+    """One that was paused goes on as another trial of Tune's."""
+    return f"{_trial_name(trial)}-{trial.trial_id}"

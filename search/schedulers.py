@@ -1,4 +1,4 @@
-"""Who stops trials early, by name, and how Ray Tune is told.
+"""Who ends trials early, by name, and how Ray Tune is told.
 
 The rules compare a trial with what the storage has of the others and keep no state of their own, so
 a search that was killed and continued judges as if nothing had happened. (Ray's schedulers keep
@@ -20,6 +20,7 @@ from search.failures import reason_of_loss
 from search.hangs import HangWatch
 from search.samplers import derive_seed
 from search.studies import TypeStudy
+from search.views import paused_after
 
 _LEAST_CURVES = 3  # that a median is made of
 
@@ -54,7 +55,7 @@ def _median(
 ) -> bool:
     """Median stopping (Golovin et al., KDD 2017): best so far under the median running mean."""
     epoch = max(curve)
-    if not config.grace_epochs <= epoch < epochs:
+    if not config.grace(epochs) <= epoch < epochs:
         return False
     means = [
         np.mean([value for e, value in t.intermediate_values.items() if e <= epoch])
@@ -68,14 +69,42 @@ RULES: dict[str, Rule] = {
     "asha": _asha,
     "hyperband": _hyperband,
     "median": _median,
+    "asha_pause": lambda config, epochs, number, curve, others: False,  # see `due`
     "none": lambda config, epochs, number, curve, others: False,
 }
+
+
+def due(config: SchedulerConfig, epochs: int, trials: Sequence[FrozenTrial]) -> list[int]:
+    """Numbers of the paused trials that may go on, those that are furthest first.
+
+    Asynchronous successive halving as its authors describe it (algorithm 2): every trial pauses at
+    each rung, and goes on once it is among the best 1 / reduction_factor of all that got there.
+    Nobody passes a rung for lack of rivals.
+    """
+    found: list[int] = []
+    for rung in reversed(_rungs(config, epochs)):
+        reached = [t for t in trials if rung in t.intermediate_values]
+        ranked = sorted(reached, key=lambda t: (-t.intermediate_values[rung], t.number))
+        best = ranked[: int(len(reached) / config.reduction_factor)]
+        found += [t.number for t in best if paused_after(t) == rung]
+    return found
+
+
+def furthest(trials: Sequence[FrozenTrial]) -> int | None:
+    """Number of the best of the paused trials that got furthest, None if no trial is paused."""
+    paused = {t.number: t.intermediate_values for t in trials if paused_after(t)}
+    return max(
+        paused,
+        key=lambda number: (max(paused[number]), paused[number][max(paused[number])], -number),
+        default=None,
+    )
 
 
 def _rungs(config: SchedulerConfig, epochs: int) -> list[int]:
     """Epochs before the last one after which trials are compared."""
     rungs: list[int] = []
-    while (rung := round(config.grace_epochs * config.reduction_factor ** len(rungs))) < epochs:
+    grace = config.grace(epochs)
+    while (rung := round(grace * config.reduction_factor ** len(rungs))) < epochs:
         rungs.append(rung)
     return rungs
 
@@ -123,6 +152,7 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         self._studies, self._config, self._epochs = dict(studies), config, epochs
         self._rule, self._watch = RULES[config.name], watch or HangWatch(None)
         self.stopped: set[str] = set()  # ids of trials that were ended early
+        self.paused: set[str] = set()  # ids of trials that were ended, and may go on later
         self.losses: dict[str, list[str]] = {}  # trial id -> why its workers died, one by one
         self.n_waiting = 0  # trials that nobody runs yet
 
@@ -138,11 +168,26 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         before = study.trial(number).intermediate_values
         if result["epoch"] in before:  # reported again after a restart, judged already
             return str(TrialScheduler.CONTINUE)
+        if self._config.name == "asha_pause":
+            return self._pause(trial, result["epoch"])
         curve = before | {result["epoch"]: result["objective"]}
         if not self._rule(self._config, self._epochs, number, curve, study.rivals(number)):
             return str(TrialScheduler.CONTINUE)
         self.stopped.add(trial.trial_id)
         return str(TrialScheduler.STOP)
+
+    def _pause(self, trial: Trial, epoch: int) -> str:
+        """End Tune's trial at a rung; going on, it is a new one that finds its checkpoint."""
+        if epoch not in _rungs(self._config, self._epochs):
+            return str(TrialScheduler.CONTINUE)
+        self.paused.add(trial.trial_id)
+        return str(TrialScheduler.STOP)
+
+    def due(self, study: TypeStudy) -> list[int]:
+        """Numbers of a study's paused trials that may go on now, the first one first."""
+        if self._config.name != "asha_pause":
+            return []
+        return due(self._config, self._epochs, study.trials())
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """See TrialScheduler; forgets each metric's past, most of what Tune keeps of a trial."""

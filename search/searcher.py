@@ -9,8 +9,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher, SearchGenerator
 
 from search.failures import is_out_of_memory
-from search.schedulers import StudyScheduler
+from search.schedulers import StudyScheduler, furthest
 from search.studies import TypeStudy
+from search.views import paused_after
 
 Config = dict[str, Any]
 
@@ -33,6 +34,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         slots: How many trials may exist that are not finished; asked anew each time, so that the
             search follows a growing cluster and still suggests late.
         parallel: Most trials of a machine type at once; None leaves it to the slots.
+        finalists: Complete trials per machine type for which the best paused ones go on at the end.
         observers: Told of every change.
     """
 
@@ -45,27 +47,30 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         scheduler: StudyScheduler,
         slots: Callable[[], int],
         parallel: int | None = None,
+        finalists: int = 1,
         observers: tuple[Observer, ...] = (),
     ) -> None:
         super().__init__()
         self._studies, self._n_trials = dict(studies), n_trials
         self._build_config, self._scheduler = build_config, scheduler
         self._slots, self._parallel, self._observers = slots, parallel, observers
+        self._finalists = finalists
         self._live: dict[str, tuple[str, int]] = {}  # Tune's trial id -> (machine type, number)
         self._unfinished: list[tuple[str, int]] = []
         for machine_type, study in self._studies.items():
             for trial in study.trials():
-                if trial.state == TrialState.RUNNING:
+                if trial.state == TrialState.RUNNING and not paused_after(trial):
                     self._unfinished.append((machine_type, trial.number))
 
     def suggest(self, trial_id: str) -> Config | str | None:
         """A configuration, None while all slots are taken, or FINISHED."""
         wanting = self._wanting()
-        if not self._unfinished and not wanting:
+        self._retire(wanting)
+        if not self._unfinished and not wanting and not self._any_paused():
             return str(Searcher.FINISHED)
         if not self._has_room():
             return None
-        found = self._resume() if self._unfinished else self._ask(wanting)
+        found = self._resume() if self._unfinished else self._go_on(wanting) or self._ask(wanting)
         if found is None:
             return None
         machine_type, trial = found
@@ -107,6 +112,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             elif trial_id in self._scheduler.stopped:
                 reason = f"stopped by the scheduler after epoch {result['epoch']}"
                 study.finish(number, TrialState.PRUNED, reason=reason)
+            elif trial_id in self._scheduler.paused:
+                study.pause(number)
         del self._live[trial_id]
         self._notify(machine_type, study.trial(number))
 
@@ -134,11 +141,52 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         ]
         return sorted(left, key=lambda name: counts[name])
 
+    def _any_paused(self) -> bool:
+        return any(paused_after(t) for study in self._studies.values() for t in study.trials())
+
+    def _n_live(self, machine_type: str) -> int:
+        return sum(name == machine_type for name, _ in self._live.values())
+
+    def _next_paused(self, machine_type: str, wanting: list[str]) -> int | None:
+        """The paused trial of a type that goes on next; None if they all have to wait.
+
+        When there are no new trials any more, the best go on until there are enough finalists.
+        """
+        study = self._studies[machine_type]
+        if numbers := self._scheduler.due(study):
+            return numbers[0]
+        on_their_way = study.count("complete") + self._n_live(machine_type)
+        if machine_type in wanting or on_their_way >= self._finalists:
+            return None
+        return furthest(study.trials())
+
+    def _go_on(self, wanting: list[str]) -> tuple[str, FrozenTrial] | None:
+        """A paused trial that may go on."""
+        for machine_type, study in self._studies.items():
+            if self._parallel is None or self._n_live(machine_type) < self._parallel:
+                number = self._next_paused(machine_type, wanting)
+                if number is not None:
+                    return machine_type, study.go_on(number)
+        return None
+
+    def _retire(self, wanting: list[str]) -> None:
+        """End the paused trials of types in which nothing can let one on any more."""
+        for machine_type, study in self._studies.items():
+            paused = [t.number for t in study.trials() if paused_after(t)]
+            unfinished = [name for name, _ in [*self._live.values(), *self._unfinished]]
+            if not paused or machine_type in [*wanting, *unfinished]:
+                continue
+            if self._next_paused(machine_type, wanting) is None:
+                for number in paused:
+                    reason = "stopped by the scheduler: others were better where it had paused"
+                    trial = study.finish(number, TrialState.PRUNED, reason=reason)
+                    self._notify(machine_type, trial)
+
     def _ask(self, wanting: list[str]) -> tuple[str, FrozenTrial] | None:
         """A new trial of the first type that may start one now."""
         for machine_type in wanting:
             study = self._studies[machine_type]
-            n_live = sum(name == machine_type for name, _ in self._live.values())
+            n_live = self._n_live(machine_type)
             if (self._parallel is None or n_live < self._parallel) and study.can_ask():
                 trial = study.ask()
                 if trial is not None:

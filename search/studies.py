@@ -235,6 +235,17 @@ class TypeStudy:
         attempts = trial.user_attrs.get("attempts", 1) + n
         self._storage.set_trial_user_attr(trial._trial_id, "attempts", attempts)
 
+    def pause(self, number: int) -> None:
+        """Note that a trial waits where it is, though nothing holds it."""
+        trial = self.trial(number)
+        epoch = max(trial.intermediate_values)
+        self._storage.set_trial_user_attr(trial._trial_id, "paused", epoch)
+
+    def go_on(self, number: int) -> FrozenTrial:
+        """Take up a trial that was paused."""
+        self._storage.set_trial_user_attr(self.trial(number)._trial_id, "paused", None)
+        return self.trial(number)
+
     def finish(
         self, number: int, state: TrialState, value: float | None = None, reason: str = ""
     ) -> FrozenTrial:

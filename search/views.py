@@ -18,6 +18,14 @@ _CONSTRAINT = "constraints:"  # how Optuna's system attributes of a constraint b
 COST = "second_objective"  # user attribute of a trial: what it costs; of a study: in what
 
 
+def paused_after(trial: FrozenTrial) -> int | None:
+    """The epoch after which a trial waits for being let on, None for one that does not."""
+    if trial.state != TrialState.RUNNING:
+        return None
+    epoch: int | None = trial.user_attrs.get("paused")
+    return epoch
+
+
 class View:
     """Shows samplers the trials of one study.
 
@@ -28,7 +36,7 @@ class View:
 
     def __init__(self, space: Space, *, with_cost: bool = False) -> None:
         self._space, self._with_cost = space, with_cost
-        # Of ended trials, by number: those stay as they are, and a study is shown again and again.
+        # Of known trials, by number: most stay as they are, and a study is shown again and again.
         self._constraints: dict[int, dict[str, float]] = {}
         self._copies: dict[int, tuple[object, FrozenTrial]] = {}  # the last copy, and of what
 
@@ -68,9 +76,9 @@ class View:
     def _shown(
         self, seen: Sequence[FrozenTrial], hidden: frozenset[int], whole: bool
     ) -> Iterator[FrozenTrial]:
-        known = [t for t in seen if t.number not in hidden and t.state != TrialState.RUNNING]
+        known = [t for t in seen if t.number not in hidden and _is_known(t)]
         for trial in known:
-            if trial.number not in self._constraints:
+            if trial.number not in self._constraints or not trial.state.is_finished():
                 self._constraints[trial.number] = trial.constraints
         names = frozenset(name for trial in known for name in self._constraints[trial.number])
         complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
@@ -84,10 +92,11 @@ class View:
                 yield _running(self._space, trial, whole)
                 continue
             gain = None
-            if whole and trial.state == TrialState.PRUNED and trial.intermediate_values:
+            if whole and trial.state != TrialState.COMPLETE and trial.intermediate_values:
                 gain = gains.get(max(trial.intermediate_values))
             is_feasible = all(excess <= 0 for excess in self._constraints[trial.number].values())
-            key = (names, whole, gain, None if is_feasible else worst)
+            paused = paused_after(trial)
+            key = (names, whole, gain, None if is_feasible else worst, trial.state, paused)
             known_key, copy = self._copies.get(trial.number, (None, trial))
             if known_key != key:
                 copy = _ended(self._space, trial, names, worst, whole, gain)
@@ -117,6 +126,11 @@ def _gains(complete: Sequence[FrozenTrial]) -> dict[int, float]:
     return {epoch: float(np.median(gains)) for epoch, gains in of_epoch.items()}
 
 
+def _is_known(trial: FrozenTrial) -> bool:
+    """Whether a trial has ended, or waits with what it has reached."""
+    return trial.state != TrialState.RUNNING or paused_after(trial) is not None
+
+
 def _is_feasible(trial: FrozenTrial) -> bool:
     return all(excess <= 0 for excess in trial.constraints.values())
 
@@ -143,6 +157,8 @@ def _ended(
     """
     is_feasible = _is_feasible(trial)
     state = trial.state if is_feasible else TrialState.COMPLETE
+    if state == TrialState.RUNNING:  # paused: for the sampler as if it had been stopped
+        state = TrialState.PRUNED
     values = None
     if state == TrialState.COMPLETE:
         own = [trial.values[0], trial.user_attrs.get(COST)] if is_feasible else worst

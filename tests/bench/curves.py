@@ -135,4 +135,4 @@ def _rungs() -> Iterator[int]:
     """Where the default scheduler asks, in a training without end."""
     scheduler = SchedulerConfig()
     for rung in itertools.count():
-        yield round(scheduler.grace_epochs * scheduler.reduction_factor**rung)
+        yield round(scheduler.reduction_factor**rung)

@@ -115,7 +115,9 @@ def _run(tune: FakeTune, replay: Replay, epochs: int, workers: int) -> Iterator[
         while tune.waiting and len(queue) < workers:
             trial = tune.waiting.pop(0)
             frozen = trial.config["trial"]
-            train(trial, iter(replay(all_params(frozen), frozen.number)))
+            told = max(frozen.intermediate_values, default=0)  # of one that was paused
+            steps = replay(all_params(frozen), frozen.number)
+            train(trial, iter([step for step in steps if step.epoch > told]))
 
     while True:
         serve()
