@@ -77,7 +77,8 @@ class Progress:
         )
 
     def _n_done(self) -> int:
-        return sum(study.n_finished() for study in self._studies.values())
+        """Trials that have ended, or wait and may have."""
+        return sum(s.n_finished() + s.count("paused") for s in self._studies.values())
 
     def _eta(self) -> str:
         """Time left at the pace so far."""
@@ -100,7 +101,7 @@ class Progress:
         for machine_type, study in self._studies.items():
             trials = study.trials()
             best = study.best()
-            running = [t for t in trials if t.state == TrialState.RUNNING]
+            running = [t for t in trials if ending_of(t) == "running"]
             counts = [str(study.count(ending)) for ending in _ENDINGS]
             table.add_row(
                 machine_type,

@@ -20,8 +20,9 @@ from optuna.trial import FrozenTrial, TrialState
 from search.rank_correlation import RankCorrelation, spearman
 from search.storages import JOURNAL, noted_uri, require_postgres
 from search.studies import EPOCH, FINALISTS, StudyError
+from search.views import paused_after
 
-STATES = ("complete", "pruned", "infeasible", "failed", "running", "waiting")
+STATES = ("complete", "pruned", "infeasible", "failed", "running", "paused", "waiting")
 LABEL_FREE = ("id_swap_auc", "normal_log_likelihood")  # figures that need no labelled anomaly
 _CONFIRMATION = "confirmation/"  # note of one fresh seed of a finalist, "confirmation/3/0"
 
@@ -290,6 +291,8 @@ def _trial(trial: FrozenTrial) -> TrialFacts:
 def _state(trial: FrozenTrial) -> str:
     if trial.state.is_finished() and any(value > 0 for value in trial.constraints.values()):
         return "infeasible"
+    if paused_after(trial):
+        return "paused"
     return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search.config import SamplerConfig
 from search.samplers import build_sampler, derive_seed
 from search.space import Params, Space, all_params
-from search.views import COST, View
+from search.views import COST, View, paused_after
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
 _MOST_DIFFERENCES = 3  # shown when a study is refused
 _MOST_INFEASIBLE = 200  # suggestions in a row before a search gives up
 
-Ending = Literal["complete", "pruned", "failed", "running"]
+Ending = Literal["complete", "pruned", "failed", "running", "paused"]
 Offer = tuple[str, Params]  # where a configuration comes from, and its parameters
 
 
@@ -288,10 +288,13 @@ class TypeStudy:
         return sum(trial.state.is_finished() for trial in self.trials())
 
     def n_left(self, n_trials: int) -> int:
-        """Trials still to end of so many asked; a grid may hold fewer."""
+        """Trials still to train of so many asked; a grid may hold fewer.
+
+        Paused ones are not among them: most never go on.
+        """
         if self.is_exhausted:
             n_trials = min(n_trials, len(self.trials()))
-        return max(0, n_trials - self.n_finished())
+        return max(0, n_trials - self.n_finished() - self.count("paused"))
 
     def n_infeasible(self) -> int:
         """Suggestions that broke a constraint and never ran."""
@@ -350,7 +353,7 @@ def ending_of(trial: FrozenTrial) -> Ending:
         case TrialState.FAIL:
             return "failed"
         case _:
-            return "running"
+            return "running" if paused_after(trial) is None else "paused"
 
 
 def _never_ran(trial: FrozenTrial) -> bool:

@@ -328,7 +328,7 @@ def _require_scale(pack: Pack) -> None:
 
 
 def _say_what_is_left(studies: Mapping[str, TypeStudy], n_trials: int) -> None:
-    left = sum(s.n_left(n_trials) for s in studies.values())
+    left = sum(s.n_left(n_trials) + s.count("paused") for s in studies.values())
     if left > 0:
         logger.warning("%d trials are unfinished: repeat the command to continue", left)
 

@@ -54,6 +54,7 @@ _RUNS_PER_PAGE = 1000
 _METRICS_PER_CALL = 800  # MLflow's limit is 1,000 entities, parameters and tags included
 _STATUS: dict[Ending, str] = {  # of the MLflow run
     "running": "RUNNING",
+    "paused": "RUNNING",
     "complete": "FINISHED",
     "pruned": "KILLED",
     "failed": "FAILED",

@@ -92,6 +92,7 @@ def test_a_terminal_shows_a_table(
         "1",
         "0",
         "1",
+        "0",
         "val_auc 0.600 (#0)",
         "#2 1/3 0.000",
     ]

@@ -58,7 +58,8 @@ def test_every_ending_is_told_apart(folder: Path) -> None:
     states = [trial.state for trial in facts.trials]
     assert states == ["complete", "pruned", "failed", "infeasible", "infeasible", "running"]
     assert facts.counts == {
-        "complete": 1, "pruned": 1, "infeasible": 2, "failed": 1, "running": 1, "waiting": 0
+        "complete": 1, "pruned": 1, "infeasible": 2, "failed": 1, "running": 1, "paused": 0,
+        "waiting": 0,
     }  # fmt: skip
     assert facts.best == facts.trial(best)
     assert facts.trial(pruned).value == pytest.approx(0.5 + 0.2 * 0.75)  # after its last epoch
