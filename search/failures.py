@@ -75,6 +75,12 @@ def reason_of(error: Exception) -> str:
 
 
 def reason_of_loss(errors: str) -> str:
+def reason_of_lost_task(error: Exception) -> str:
+    """Why the last worker of a task was lost, in one line, from what Ray raises."""
+    line = str(error).strip().partition("\n")[0]
+    return f"{_kind_of_loss(type(error).__name__ + line)}: {line}"
+
+
     """Why a worker was lost, in one line, from the file in which Ray collects a trial's errors.
 
     Indented lines, which tell a traceback or ids, and Ray's guesses about causes are left out.
@@ -85,5 +91,8 @@ def reason_of_loss(errors: str) -> str:
     if name:
         return f"{_STORAGE}: {refusal}"
     is_for_memory = any(phrase in message for phrase in _KILLED_FOR_MEMORY)
-    kind = _OUT_OF_MEMORY if is_for_memory else "worker lost"
-    return f"{kind}: {message.partition(' Some common causes include')[0]}"
+    return f"{_kind_of_loss(message)}: {message.partition(' Some common causes include')[0]}"
+
+
+def _kind_of_loss(message: str) -> str:
+    return _OUT_OF_MEMORY if is_for_memory else "worker lost"

@@ -22,7 +22,7 @@ from tests.invariant import open_journal, stored_runs, stored_trials
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
-DEADLINE_S = 240.0  # of a machine that is busy with something else
+DEADLINE_S = 480.0  # of a machine that is busy with something else
 PARAMETERS = """
 parameters:
   network.channels: {kind: int, low: 2, high: 4}

@@ -1,4 +1,4 @@
-"""A trial that leaks memory until Ray's memory monitor kills it, in a whole search.
+"""A trial and a confirmation that leak memory until Ray's monitor kills them, in a whole search.
 
 Its cluster has little to give: the monitor's threshold is a share of the machine's memory, set a
 little above what is used now.
@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from search.failures import WORKER_RETRIES
 from search.studies import ending_of
 from tests.invariant import check_invariant, open_journal
-from tests.troubled_search import TroubledFolder
+from tests.troubled_search import CONFIRMATION, TroubledFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -28,7 +28,7 @@ resources: {{cpu: 1}}
 """
 
 
-def test_a_trial_that_leaks_is_killed_and_its_like_avoided_and_the_others_finish(
+def test_what_leaks_is_killed_and_a_trial_s_like_avoided_and_the_others_finish(
     tmp_path: Path, empty_store: Path
 ) -> None:
     memory = psutil.virtual_memory()
@@ -36,7 +36,7 @@ def test_a_trial_that_leaks_is_killed_and_its_like_avoided_and_the_others_finish
         pytest.skip(f"needs {2 * TO_GIVE:.1e} free bytes of memory, has {memory.available:.1e}")
     threshold = (memory.total - memory.available + TO_GIVE) / memory.total
     folder = TroubledFolder(tmp_path, empty_store, SPACE, ["fan"])
-    folder.follow({1: "leak"})
+    folder.follow({1: "leak", CONFIRMATION: "leak"})
     done = folder.run(environment={"RAY_memory_usage_threshold": f"{threshold:.4f}"})
     assert done.exit_code == 0, done.stderr
     check_invariant(done.summary, open_journal(folder.out, "s"), asked=N_TRIALS)
@@ -50,4 +50,9 @@ def test_a_trial_that_leaks_is_killed_and_its_like_avoided_and_the_others_finish
     assert leaky.constraints["memory"] > 0  # which samplers model
     others = [trial.state for trial in trials if trial.number != 1]
     assert others == [TrialState.COMPLETE] * 3
-    assert folder.epochs(1) == [1, *(1 + WORKER_RETRIES) * [2]]  # it never got through the second
+    attempts = [1, *(1 + WORKER_RETRIES) * [2]]  # it never got through the second
+    assert folder.epochs(1) == attempts
+
+    assert folder.epochs(CONFIRMATION) == attempts
+    assert "confirmed with fresh seed 1 of 1: out of memory: " in done.stderr
+    assert "fan: no finalist is confirmed, the best trial stands" in done.stderr
