@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 
 from search.config import Resources, SpaceFile
-from search.failures import WORKER_RETRIES
+from search.failures import WORKER_RETRIES, longest_silence_s
 from search.hangs import HangWatch
 from search.interrupt import Interrupt
 from search.lost_workers import retry_lost_workers
@@ -25,7 +25,7 @@ from search.machines import Wish, bundle_of, wait_for_machine, withdrawn_at_the_
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
 from search.shared_checks import StorageStopper
-from search.shared_files import SharedFiles
+from search.shared_files import PATIENCE_S, SharedFiles
 from search.space import all_params
 from search.studies import EPOCH, StudyError, TypeStudy
 from search.trainable import TrialRunner
@@ -215,6 +215,8 @@ def worker_config(
         "params": all_params(study.trial(number)) | owned,
         "objective": study.objective,
         "files": files.root,
+        # Who waits for storage reports nothing, and must not be taken to hang.
+        "patience_s": min(PATIENCE_S, longest_silence_s(space.study.hang_minutes, 0.0) / 2),
         "pack": str(pack),
         "checkpoint": checkpoint,
         "threads": max(1, int(resources["cpu"])),
