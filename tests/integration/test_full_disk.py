@@ -121,7 +121,7 @@ def test_a_journal_and_results_without_room_end_the_search(
         with filling_up(folder, disk) as search:
             ended_in_one_line(search, "what is written is safe: make room and repeat the command")
         before = folder.trials()
-        assert n_ended(before) == 1
+        assert n_ended(before) < N_TRIALS
         disk.make_room()
 
         folder.follow({})
