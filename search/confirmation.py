@@ -17,7 +17,12 @@ import ray
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SpaceFile
-from search.failures import WORKER_RETRIES, longest_silence_s, reason_of
+from search.failures import (
+    WORKER_RETRIES,
+    longest_silence_s,
+    reason_of,
+    reason_of_lost_task,
+)
 from search.hangs import alarm
 from search.launch import checkpoint_name, worker_config
 from search.shared_files import SharedFiles, SharedFilesError
@@ -96,7 +101,7 @@ def confirm(
         except SharedFilesError:
             raise  # no failure of the finalist: repeating the command goes on
         except ray.exceptions.RayError as error:
-            note = {"failure": f"worker lost: {str(error).splitlines()[0]}"}
+            note = {"failure": reason_of_lost_task(error)}
         study.note(_key(number, index), note | {"timestamp_ms": int(time.time() * 1000)})
         outcome = note.get("failure") or f"{note['objective']:.3f}"
         shown = (study.machine_type, number, index + 1, space.confirmation.seeds, outcome)

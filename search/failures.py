@@ -7,9 +7,10 @@
 | memory exhausted | infeasible, so that the sampler avoids its like; counted as failed | as below if the process was killed for it |
 | the worker process or its node dies | continues from its last epoch on any node | by Tune, `WORKER_RETRIES` times, then FAIL |
 | a machine is taken back with notice (`cluster/gpu.yaml`) | as above | as often as that happens |
-| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, as a full disk does | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
+| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, half of `study.hang_minutes` at most, as a full disk does | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
 | no report for `longest_silence_s` | its worker is killed, then as for one that died | as above, then FAIL "hung" |
-| the study's own storage refuses a record for as long (`search/journal.py`, `postgres.py`) | stays RUNNING; the search ends | when the command is repeated |
+| a training of the confirmation loses its worker | its finalist cannot win, reason | by Ray, `WORKER_RETRIES` times, and as often where it was killed for its memory |
+| the study's own storage refuses a record for `PATIENCE_S` (`search/journal.py`, `postgres.py`) | stays RUNNING; the search ends | when the command is repeated |
 | the driver is killed, interrupted or out of time | stays RUNNING in the storage | when the command is repeated |
 
 An attempt is one execution of a trial: the first, one more for each worker that was lost, one more
@@ -74,6 +75,12 @@ def reason_of(error: Exception) -> str:
     return f"crash: {type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
+def reason_of_lost_task(error: Exception) -> str:
+    """Why the last worker of a task was lost, in one line, from what Ray raises."""
+    line = str(error).strip().partition("\n")[0]
+    return f"{_kind_of_loss(type(error).__name__ + line)}: {line}"
+
+
 def reason_of_loss(errors: str) -> str:
     """Why a worker was lost, in one line, from the file in which Ray collects a trial's errors.
 
@@ -84,6 +91,9 @@ def reason_of_loss(errors: str) -> str:
     _, name, refusal = message.partition("SharedFilesError: ")
     if name:
         return f"{_STORAGE}: {refusal}"
+    return f"{_kind_of_loss(message)}: {message.partition(' Some common causes include')[0]}"
+
+
+def _kind_of_loss(message: str) -> str:
     is_for_memory = any(phrase in message for phrase in _KILLED_FOR_MEMORY)
-    kind = _OUT_OF_MEMORY if is_for_memory else "worker lost"
-    return f"{kind}: {message.partition(' Some common causes include')[0]}"
+    return _OUT_OF_MEMORY if is_for_memory else "worker lost"

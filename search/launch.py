@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 
 from search.config import Resources, SpaceFile
-from search.failures import WORKER_RETRIES
+from search.failures import WORKER_RETRIES, longest_silence_s
 from search.hangs import HangWatch
 from search.interrupt import Interrupt
 from search.lost_workers import retry_lost_workers
@@ -25,13 +25,13 @@ from search.machines import Wish, bundle_of, wait_for_machine, withdrawn_at_the_
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
 from search.shared_checks import StorageStopper
-from search.shared_files import SharedFiles
+from search.shared_files import PATIENCE_S, SharedFiles
 from search.space import all_params
 from search.studies import EPOCH, StudyError, TypeStudy
 from search.trainable import TrialRunner
 
 _GPU_SHARE = 0.25  # of a GPU for a trial where `resources.gpu` is auto; not yet measured on one
-_TUNE_ENVIRONMENT = {
+_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they pin every finished trial in memory
     # Our searcher suggests as many trials as fit; with less than that here, as by default, the
     # workers would start one after the other.
@@ -39,6 +39,9 @@ _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search.interrupt` has it
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never read
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Of a task whose process is killed for its memory; Ray's own is without end, `max_retries` is
+    # not meant for that.
+    "RAY_task_oom_retries": str(WORKER_RETRIES),
 }
 
 
@@ -50,7 +53,7 @@ def cluster(address: str | None) -> Iterator[None]:
         StudyError: No cluster answers there.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    os.environ.update(_TUNE_ENVIRONMENT)
+    os.environ.update(_ENVIRONMENT)
     if address and address != "auto":
         _require_listener(address)
     # "local", for without an address Ray joins whatever was last started on this machine, or waits
@@ -213,6 +216,8 @@ def worker_config(
         "params": all_params(study.trial(number)) | owned,
         "objective": study.objective,
         "files": files.root,
+        # Who waits for storage reports nothing, and must not be taken to hang.
+        "patience_s": min(PATIENCE_S, longest_silence_s(space.study.hang_minutes, 0.0) / 2),
         "pack": str(pack),
         "checkpoint": checkpoint,
         "threads": max(1, int(resources["cpu"])),

@@ -7,6 +7,7 @@ command with the same --study resumes what is unfinished; a larger --trials exte
 """
 
 import argparse
+import errno
 import json
 import logging
 import re
@@ -73,6 +74,15 @@ def _search(
         )
     except (*_USER_ERRORS, SharedFilesError, StudyError, TrackingError) as error:
         return _refuse(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"error: {error}; make room on the disk of --out {args.out}, or of temporary files, "
+            "and repeat the command: what is recorded is safe",
+            file=sys.stderr,
+        )
+        return 1
     print(json.dumps(summary))
     return 0 if succeeded else 1
 

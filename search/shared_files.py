@@ -42,23 +42,28 @@ _Result = TypeVar("_Result")
 
 
 class SharedFilesError(RuntimeError):
-    """The shared storage cannot be used, or has refused for longer than `PATIENCE_S`."""
+    """The shared storage cannot be used, or has refused for longer than it is waited for."""
 
 
 class SharedFiles:
     """A folder or the part of an object store below a prefix.
 
+    Args:
+        root: Path or URI.
+        patience_s: How long a store that refuses is asked again.
+
     Attributes:
         root: Path or URI, from which another process makes the same object.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, patience_s: float = PATIENCE_S) -> None:
         """Connects to nothing yet.
 
         Raises:
             SharedFilesError: The URI is of no known kind, or holds credentials.
         """
         scheme = _checked_scheme(str(root))
+        self._patience_s = patience_s
         self._folder: Path | None = None
         if scheme not in _STORES:
             folder = unquote(urlsplit(str(root)).path) if scheme == "file" else root
@@ -152,7 +157,7 @@ class SharedFiles:
             )
 
     def write(
-        self, name: str, save: Callable[[Path], None], patience_s: float = PATIENCE_S
+        self, name: str, save: Callable[[Path], None], patience_s: float | None = None
     ) -> None:
         """Let `save` write a file and make it what every node reads under this name.
 
@@ -178,7 +183,7 @@ class SharedFiles:
         """A file as it is now; the path does not exist if nobody wrote it.
 
         Raises:
-            SharedFilesError: The store refuses for `PATIENCE_S`.
+            SharedFilesError: The store refuses for as long as it is waited for.
         """
         if self._folder:
             yield Path(name)
@@ -255,9 +260,10 @@ class SharedFiles:
         return piece
 
     def _patiently(
-        self, doing: str, act: Callable[[], _Result], patience_s: float = PATIENCE_S
+        self, doing: str, act: Callable[[], _Result], patience_s: float | None = None
     ) -> _Result:
         """Ask again, with growing pauses, whatever the reason: most pass, and none is certain."""
+        patience_s = self._patience_s if patience_s is None else patience_s
         pause_s, deadline = 1.0, time.monotonic() + patience_s
         while True:
             try:

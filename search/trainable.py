@@ -23,7 +23,7 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
     """Runs whatever configuration it is reset to, so a warm worker serves trial after trial.
 
     A configuration holds `params`, `objective`, `threads`, and, see `SharedFiles`, `files` (the
-    root), `pack` and `checkpoint` (names of a file and of a folder).
+    root), `patience_s`, `pack` and `checkpoint` (names of a file and of a folder).
     Each step reports `epoch`, `metrics`, `objective` and `is_final`, or `failure` with the reason.
     """
 
@@ -75,7 +75,7 @@ def open_training(config: dict[str, Any]) -> tuple[Training, dict[str, float]]:
     """A training on this worker and its last epoch's metrics, none if it has no checkpoint."""
     torch.set_num_threads(config["threads"])
     trial_config = TrialConfig.from_params(config["params"])
-    files = SharedFiles(config["files"])
+    files = _files(config)
     pack = open_pack(files.fetch(config["pack"]))
     training = Training(trial_config, pack, objective=config["objective"])
     with files.reading(f"{config['checkpoint']}/{CHECKPOINT}") as path:
@@ -86,16 +86,20 @@ def save_training(training: Training, metrics: dict[str, float], config: Mapping
     """Store a training's state after an epoch.
 
     Storage that refuses, or is full, stops no training: the next epoch brings it a newer state.
-    Only the last one has to be stored, and is offered for `PATIENCE_S`.
+    Only the last one has to be stored, and is offered for as long as storage is waited for.
 
     Raises:
         SharedFilesError: The last state could not be stored.
     """
-    files, name = SharedFiles(config["files"]), f"{config['checkpoint']}/{CHECKPOINT}"
-    patience_s = PATIENCE_S if training.is_done else 0.0
+    name = f"{config['checkpoint']}/{CHECKPOINT}"
+    patience_s = None if training.is_done else 0.0
     try:
-        files.write(name, lambda path: training.save(path, metrics), patience_s)
+        _files(config).write(name, lambda path: training.save(path, metrics), patience_s)
     except SharedFilesError as error:
         if training.is_done:
             raise
         logger.warning("epoch %d goes unsaved: %s", training.epoch, error)
+
+
+def _files(config: Mapping[str, Any]) -> SharedFiles:
+    return SharedFiles(config["files"], config.get("patience_s", PATIENCE_S))

@@ -3,12 +3,10 @@
 Workers of Ray import this module, so it imports little.
 """
 
-import ctypes
 import json
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,10 +133,7 @@ def analytic_trainable(
         plan: (machine type, number) -> what is special about that trial: "meet" waits until
             another one that meets runs as well, "poor" falls behind, "nan" reports an objective
             that is none, "crash" reports a failure in its second epoch, "lose once" and "lose
-            always" kill their process after the checkpoint of the second epoch, "hang always" and
-            "hang once" never report theirs, "freeze once" stops its whole process, "leak" takes
-            more and more memory, 6 GB at most, "wait" leaves a line in a file `waiting` beside the
-            checkpoints and waits in its first epoch for a file `go`.
+            always" kill their process after the checkpoint of the second epoch.
         step_s: How long an epoch takes.
     """
     deeds = dict(plan or {})
@@ -164,8 +159,6 @@ def analytic_trainable(
                 time.sleep(step_s)
                 self._folder.mkdir(parents=True, exist_ok=True)
                 state.write_text(json.dumps(self._epoch))
-            if deed == "wait" and self._epoch == 1:
-                self._wait()
             if deed == "meet" and self._epoch == 1:
                 self._meet()
             self._note(started)
@@ -175,29 +168,11 @@ def analytic_trainable(
                 os.kill(os.getpid(), signal.SIGKILL)
             if deed == "lose once" and self._epoch == 2 and not is_restored:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if deed == "leak" and self._epoch == 2:
-                hoard = []
-                while len(hoard) < 120:
-                    hoard.append(os.urandom(50_000_000))
-                    time.sleep(0.05)
-            if deed == "hang always" and self._epoch == 2:
-                threading.Event().wait()
-            if deed == "hang once" and self._epoch == 2 and not is_restored:
-                ctypes.PyDLL(None).pause()  # with the interpreter's lock, as native code may
-            if deed == "freeze once" and self._epoch == 2 and not is_restored:
-                os.kill(os.getpid(), signal.SIGSTOP)
             level = 0.5 if deed == "poor" else 0.9
             result = result_of(self._epoch, config["params"]["train.epochs"], level)
             if deed == "nan":
                 result |= {"objective": math.nan, "val_auc": math.nan}
             return result
-
-        def _wait(self) -> None:
-            place = self._folder.parents[1]
-            with (place / "waiting").open("a") as file:
-                file.write(f"{os.getpid()}\n")
-            while not (place / "go").exists():
-                time.sleep(0.05)
 
         def _meet(self) -> None:
             places = self._folder.parents[1] / "meeting"

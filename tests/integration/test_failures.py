@@ -1,78 +1,69 @@
-"""What `search/failures.py` says, done to trials on a real Ray."""
+"""Trials that hang, in a whole search: one always, one in native code, one whose process stops."""
 
-from collections import Counter
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from search.failures import WORKER_RETRIES
-from search.launch import run_trials
-from search.storages import open_storage
-from tests.doubles import analytic_trainable, events_of, space_file
-from tests.invariant import check_trials
-from tests.study_fixtures import new_study
+from tests.invariant import check_invariant, open_journal
+from tests.search_folder import Snapshot
+from tests.troubled_search import CONFIRMATION, TroubledFolder
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-EPOCHS = 3
-Story = tuple[Path, list[FrozenTrial]]
-RESOURCES = {"cpu": 1.0, "gpu": 0.0}
+N_TRIALS, HANG_S = 4, 10
+SPACE = f"""
+study: {{trials: {N_TRIALS}, epochs: 3, hang_minutes: {HANG_S / 60}}}
+sampler: {{name: random}}
+scheduler: {{name: none}}
+confirmation: {{top: 1, seeds: 1}}
+resources: {{cpu: 1}}
+"""
 
 
-def run(
-    folder: Path, plan: Mapping[tuple[str, int], str], n_trials: int = 4, **sections: Any
-) -> list[FrozenTrial]:
-    """A study of analytic trials of which some misbehave, to its end."""
-    space = space_file(trials=n_trials, epochs=EPOCHS, scheduler={"name": "none"}, **sections)
-    with open_storage(folder) as storage:
-        fan = new_study(storage, space=space)
-        run_trials(
-            {"fan": fan},
-            space,
-            folder=folder,
-            packs={"fan": Path("no pack")},
-            resources=RESOURCES,
-            trainable=analytic_trainable(plan),
-        )
-        trials = list(fan.trials())
-    check_trials({"fan": trials}, asked=n_trials)
-    return trials
+@dataclass(frozen=True)
+class Story:
+    folder: TroubledFolder
+    done: Snapshot
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self.done.trials["fan"]
 
 
 @pytest.fixture(scope="module")
-def hung(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Story:
-    folder = tmp_path_factory.mktemp("hung")
-    plan = {("fan", 0): "hang always", ("fan", 1): "hang once", ("fan", 2): "freeze once"}
-    return folder, run(folder, plan, study={"hang_minutes": 6 / 60})
+def hung(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, ray_cluster: str) -> Story:
+    folder = TroubledFolder(tmp_path_factory.mktemp("hung"), empty_store, SPACE, ["fan"])
+    folder.follow({0: "hang always", 1: "hang once", 2: "freeze once"})
+    return Story(folder, folder.run("--address", ray_cluster))
 
 
-def test_a_trial_that_hangs_is_given_up_and_the_others_finish(
-    hung: Story,
-) -> None:
-    folder, trials = hung
-    states = [trial.state for trial in trials]
+def test_nothing_is_lost(hung: Story) -> None:
+    assert hung.done.exit_code == 0, hung.done.stderr
+    storage = open_journal(hung.folder.out, "s")
+    check_invariant(hung.done.summary, storage, asked=N_TRIALS)
+    assert hung.done.summary["machine_types"]["fan"]["promoted"]
+    states = [trial.state for trial in hung.trials]
     assert states == [TrialState.FAIL, *3 * [TrialState.COMPLETE]]
-    assert trials[0].user_attrs["reason"] == "hung: no report for 6 s"
-    assert trials[0].user_attrs["attempts"] == 1 + WORKER_RETRIES
-    assert trials[0].intermediate_values.keys() == {1}
-    own = Counter(e["epoch"] for e in events_of(folder) if e["number"] == 0)
-    assert own == {1: 1, 2: 1 + WORKER_RETRIES}
+
+
+def test_a_trial_that_always_hangs_is_given_up(hung: Story) -> None:
+    trial = hung.trials[0]
+    assert trial.user_attrs["reason"] == f"hung: no report for {HANG_S} s"
+    assert trial.user_attrs["attempts"] == 1 + WORKER_RETRIES
+    assert trial.intermediate_values.keys() == {1}
+    assert hung.folder.epochs(0) == [1, *(1 + WORKER_RETRIES) * [2]]
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["in native code", "stopped"])
 def test_a_trial_that_hung_once_goes_on_from_its_checkpoint(hung: Story, number: int) -> None:
-    folder, trials = hung
-    assert trials[number].user_attrs["attempts"] == 2
-    own = [e["epoch"] for e in events_of(folder) if e["number"] == number]
-    assert own == [1, 2, 2, 3]
+    assert hung.trials[number].user_attrs["attempts"] == 2
+    assert hung.folder.epochs(number) == [1, 2, 2, 3]
 
 
 def test_no_worker_that_hung_is_left(hung: Story) -> None:
-    folder, _ = hung
-    pids = {e["pid"] for e in events_of(folder)}
-    left = [pid for pid in pids if psutil.pid_exists(pid)]
-    assert left == []
+    pids = {note["pid"] for note in hung.folder.notes() if note["who"] != CONFIRMATION}
+    assert [pid for pid in pids if psutil.pid_exists(pid)] == []

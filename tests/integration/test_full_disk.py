@@ -1,96 +1,165 @@
-"""A disk fills up during a search, and there is room again: nothing is lost."""
+"""A disk fills up during a whole search, and there is room again: nothing is lost.
 
-import threading
+On a disk of its own lies what a test is about. When it fills up, one trial has ended, two are in
+their second epoch, and the others have not begun.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from optuna.trial import FrozenTrial
 
-from mimimi_core.clips import find_clips
-from mimimi_core.pack import pack_clips
-from search.launch import run_trials
-from search.storages import open_storage
 from search.trainable import CHECKPOINT
-from tests.analytic_search import searching
-from tests.audio_fixtures import write_dcase2020
-from tests.doubles import space_file
-from tests.invariant import check_trials, open_journal, stored_trials
+from tests.invariant import Trials, check_invariant, open_journal
 from tests.small_disk import SmallDisk, small_disk
-from tests.study_fixtures import new_study
+from tests.troubled_search import TroubledFolder
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-PARAMETERS = {
-    "network.channels": {"kind": "int", "low": 2, "high": 4},
-    "network.depth": {"kind": "fixed", "value": 3},
-    "frontend.n_frames": {"kind": "fixed", "value": 8},
-    "frontend.n_fft": {"kind": "fixed", "value": 64},
-    "frontend.hop": {"kind": "fixed", "value": 64},
-}
+N_TRIALS = 5
+SPACE = f"""
+study: {{trials: {N_TRIALS}, epochs: 3}}
+sampler: {{name: random}}
+scheduler: {{name: none}}
+confirmation: {{top: 1, seeds: 1}}
+resources: {{cpu: 1}}
+"""
+WAITING = {1: "wait", 2: "wait"}
 
 
-class RoomLater:
-    """Makes room a second after the first epoch that could not be stored was reported."""
-
-    def __init__(self, disk: SmallDisk) -> None:
-        self._disk = disk
-        self.was_empty = False
-        self.thread: threading.Thread | None = None
-
-    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
-        if trial.intermediate_values and self.thread is None:
-            self.was_empty = not list(self._disk.place.rglob(CHECKPOINT))
-            self.thread = threading.Timer(1.0, self._disk.make_room)
-            self.thread.start()
+@pytest.fixture
+def folder(tmp_path: Path, empty_store: Path, ray_cluster: str) -> TroubledFolder:
+    folder = TroubledFolder(tmp_path, empty_store, SPACE, ["fan"])
+    folder.options += ["--address", ray_cluster]
+    return folder
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_checkpoints_wait_for_room(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    clips = find_clips(write_dcase2020(tmp_path / "data", n_test=8))["fan"]
-    space = space_file(trials=2, epochs=2, scheduler={"name": "none"}, parameters=PARAMETERS)
-    with small_disk(folder / "checkpoints") as disk, open_storage(folder) as storage:
+@contextmanager
+def filling_up(folder: TroubledFolder, disk: SmallDisk) -> Iterator[subprocess.Popen[str]]:
+    """A search whose disk is full from then on."""
+    n_before = len(folder.notes())
+    waiting = [(str(number), 2) for number in WAITING]
+
+    def are_waiting() -> bool:
+        begun = [(note["who"], note["epoch"]) for note in folder.notes()[n_before:]]
+        return all(each in begun for each in waiting)
+
+    folder.hold()
+    with folder.running() as search:
+        wait_until(are_waiting)
+        folder.wait_for_ended(search, 1)
         disk.fill()
-        later, study = RoomLater(disk), new_study(storage, space=space)
-        run_trials(
-            {"fan": study},
-            space,
-            folder=folder,
-            packs={"fan": str(pack_clips(clips, tmp_path))},
-            resources={"cpu": 2.0, "gpu": 0.0},
-            observers=(later,),
-        )
-        assert later.was_empty
-        assert len(list(disk.place.rglob(CHECKPOINT))) == 2
-        check_trials({"fan": list(study.trials())}, asked=2)
-        assert [trial.user_attrs.get("attempts", 1) for trial in study.trials()] == [1, 1]
+        folder.let_go()
+        yield search
 
 
-def test_a_journal_without_room_ends_the_search_and_nothing_is_lost(
-    tmp_path: Path, ray_cluster: str
+def finish(folder: TroubledFolder, earlier: Trials) -> None:
+    """Repeat the command: nothing is missing, also of what there was earlier."""
+    folder.follow({})
+    done = folder.run()
+    assert done.exit_code == 0, done.stderr
+    check(folder, done.summary, earlier)
+
+
+def ended_in_one_line(search: subprocess.Popen[str], line: str) -> None:
+    _, stderr = search.communicate(timeout=240)
+    assert search.returncode == 1, stderr
+    assert line in stderr.splitlines()[-1], stderr
+    assert "Traceback" not in stderr
+
+
+def check(folder: TroubledFolder, summary: dict[str, Any], earlier: Trials) -> None:
+    check_invariant(summary, open_journal(folder.out, "s"), asked=N_TRIALS, earlier=earlier)
+    assert summary["machine_types"]["fan"]["complete"] == N_TRIALS
+    assert summary["machine_types"]["fan"]["promoted"]
+
+
+def n_ended(trials: Trials) -> int:
+    return sum(trial.state.is_finished() for trial in trials["fan"])
+
+
+def test_checkpoints_wait_for_room_and_in_vain_end_the_search(
+    folder: TroubledFolder, tmp_path: Path
 ) -> None:
-    options = {"trials": 12, "step_s": 0.3, "address": ray_cluster}
-    with small_disk(tmp_path / "disk") as disk:
-        folder = disk.place / "s"
-
-        def ended() -> list[FrozenTrial]:
-            if not folder.exists():
-                return []
-            found = stored_trials(open_journal(disk.place, "s"), "s").get("fan", [])
-            return [trial for trial in found if trial.state.is_finished()]
-
-        with searching(folder, options | {"is_patient": False}) as search:
-            wait_until(lambda: len(ended()) >= 3)
-            disk.fill()
-            _, stderr = search.communicate(timeout=120)
-        assert search.returncode == 1, stderr
-        assert "make room and repeat the command" in stderr.splitlines()[-1]
-        assert "Traceback" not in stderr
-        before = stored_trials(open_journal(disk.place, "s"), "s")
-        assert len(before["fan"]) < 12
-        disk.make_room()
-        with searching(folder, options) as search:
+    folder.follow(WAITING, is_patient=False)
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        folder.options += ["--storage-path", str(disk.place)]
+        with filling_up(folder, disk) as search:
             _, stderr = search.communicate(timeout=240)
+        assert search.returncode == 1, stderr
+        assert "No space left on device; mend it and repeat the command to continue" in stderr
+        before = folder.trials()
+        assert 0 < n_ended(before) < N_TRIALS
+        assert folder.epochs(1)[:3] == [1, 2, 3]  # the second went unsaved, the last must not
+        disk.make_room()
+
+        folder.follow(WAITING)
+        with filling_up(folder, disk) as search:
+            wait_until(lambda: folder.epochs(1)[-1] == 3)
+            with pytest.raises(subprocess.TimeoutExpired):
+                search.wait(1.0)
+            disk.make_room()
+            stdout, stderr = search.communicate(timeout=240)
         assert search.returncode == 0, stderr
-        check_trials(stored_trials(open_journal(disk.place, "s"), "s"), asked=12, earlier=before)
+        check(folder, json.loads(stdout.splitlines()[-1]), before)
+        assert folder.epochs(1).count(1) == 1  # each attempt went on from there
+        assert len(list((disk.place / "s" / "checkpoints").rglob(CHECKPOINT))) == N_TRIALS
+
+
+def test_a_journal_and_results_without_room_end_the_search(
+    folder: TroubledFolder, tmp_path: Path
+) -> None:
+    folder.options += ["--storage-path", str(tmp_path / "elsewhere")]
+    folder.follow(WAITING, is_patient=False)
+    with small_disk(folder.out / "s", "16m") as disk:
+        with filling_up(folder, disk) as search:
+            ended_in_one_line(search, "what is written is safe: make room and repeat the command")
+        before = folder.trials()
+        assert n_ended(before) < N_TRIALS
+        disk.make_room()
+
+        folder.follow({})
+        with folder.running() as search:
+            assert search.stderr
+            for line in search.stderr:
+                if "confirmed with fresh seed" in line:  # the network of the winner comes next
+                    break
+            disk.fill()
+            ended_in_one_line(search, "and repeat the command: what is recorded is safe")
+        assert n_ended(folder.trials()) == N_TRIALS
+        disk.make_room()
+        finish(folder, before)
+
+
+def test_mlflow_without_room_is_filled_in_later(folder: TroubledFolder, tmp_path: Path) -> None:
+    folder.follow(WAITING, is_patient=False)
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        store, artifacts = disk.place / "mlflow.db", disk.place / "artifacts"
+        shutil.move(folder.out / "mlflow.db", store)
+        artifacts.mkdir()
+        (folder.out / "artifacts").symlink_to(artifacts)
+        folder.tracking_uri = f"sqlite:///{store}"
+        folder.options += ["--tracking-uri", folder.tracking_uri]
+        with filling_up(folder, disk) as search:
+            _, stderr = search.communicate(timeout=240)
+        assert search.returncode == 2, stderr
+        refusal = f"{folder.tracking_uri}: "
+        assert f"tracking fails, will be tried again: {refusal}database or disk is full" in stderr
+        *_, last = stderr.splitlines()
+        assert last.startswith(f"error: {refusal}[Errno 28] No space left on device")
+        assert "Traceback" not in stderr
+        before = folder.trials()
+        assert n_ended(before) == N_TRIALS
+        disk.make_room()
+        told = {run.info.run_name for run in folder.runs() if run.info.status == "FINISHED"}
+        assert "fan/1" not in told
+        finish(folder, before)
+        written = {path.name: path.read_bytes() for path in artifacts.rglob("evaluation/*")}
+        own = (folder.out / "s" / "evaluation" / "fan").iterdir()
+        assert written == {path.name: path.read_bytes() for path in own}

@@ -16,14 +16,20 @@ from optuna.trial import FrozenTrial
 
 from search.postgres import PostgresError, read_postgres
 from search.report import main as report
-from tests.integration.test_resume import SPACE, Folder
 from tests.invariant import check_invariant, check_trials, open_journal, stored_runs, stored_trials
 from tests.postgres_server import PASSWORD, Postgres
+from tests.search_folder import Folder
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 N_TRIALS, N_EPOCHS = 8, 8
+SPACE = f"""
+study: {{trials: {N_TRIALS}, epochs: {N_EPOCHS}}}
+scheduler: {{name: none}}
+confirmation: {{top: 0}}
+resources: {{cpu: 2}}
+"""
 KILLS = {"journal": 10, "postgres": 4}  # each costs a start of the driver
 STARTING_S = 3.0  # about what a driver takes until its first trial
 
@@ -32,12 +38,9 @@ class Search(Folder):
     """One machine type, trials that run to their end; storage and MLflow at one URI, or files."""
 
     def __init__(self, home: Path, empty_store: Path, uri: str | None) -> None:
-        super().__init__(home, empty_store)
-        study = f"study: {{trials: {N_TRIALS}, epochs: {N_EPOCHS}}}\nscheduler: {{name: none}}"
-        (home / "tiny.yaml").write_text(f"{study}\n{SPACE[SPACE.index('confirmation') :]}")
+        super().__init__(home, empty_store, SPACE, ["fan"])
         self.uri = uri
-        self.command += ["--machine-types", "fan"]
-        self.command += ["--storage", uri] if uri else []
+        self.options += ["--storage", uri] if uri else []
 
     @contextmanager
     def storage(self) -> Iterator[BaseStorage]:

@@ -1,6 +1,7 @@
-"""A trial that leaks memory until Ray's memory monitor kills it, on a cluster with little to give.
+"""A trial and a confirmation that leak memory until Ray's monitor kills them, in a whole search.
 
-The threshold is a share of the machine's memory, set a little above what is used now.
+Its cluster has little to give: the monitor's threshold is a share of the machine's memory, set a
+little above what is used now.
 """
 
 from pathlib import Path
@@ -11,37 +12,47 @@ from optuna.trial import TrialState
 
 from search.failures import WORKER_RETRIES
 from search.studies import ending_of
-from tests.analytic_search import searching
-from tests.doubles import events_of
-from tests.integration.conftest import TWO_SLOTS
-from tests.invariant import check_trials, open_journal, stored_trials
+from tests.invariant import check_invariant, open_journal
+from tests.troubled_search import CONFIRMATION, TroubledFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-TO_GIVE = 2.5e9
+TO_GIVE = 4e9  # of which driver, Ray and two workers take a half
+N_TRIALS = 4
+SPACE = f"""
+study: {{trials: {N_TRIALS}, epochs: 3}}
+sampler: {{name: random}}
+scheduler: {{name: none}}
+confirmation: {{top: 1, seeds: 1}}
+resources: {{cpu: 1}}
+"""
 
 
-def test_a_trial_that_leaks_is_killed_and_its_like_avoided_and_the_others_finish(
-    tmp_path: Path,
+def test_what_leaks_is_killed_and_a_trial_s_like_avoided_and_the_others_finish(
+    tmp_path: Path, empty_store: Path
 ) -> None:
     memory = psutil.virtual_memory()
     if memory.available < 2 * TO_GIVE:
         pytest.skip(f"needs {2 * TO_GIVE:.1e} free bytes of memory, has {memory.available:.1e}")
     threshold = (memory.total - memory.available + TO_GIVE) / memory.total
-    environment = {**TWO_SLOTS, "RAY_memory_usage_threshold": f"{threshold:.4f}"}
-    options = {"trials": 4, "plan": {"1": "leak"}}
-    with searching(tmp_path / "s", options, environment) as search:
-        _, stderr = search.communicate(timeout=500)
-    assert search.returncode == 0, stderr
+    folder = TroubledFolder(tmp_path, empty_store, SPACE, ["fan"])
+    folder.follow({1: "leak", CONFIRMATION: "leak"})
+    done = folder.run(environment={"RAY_memory_usage_threshold": f"{threshold:.4f}"})
+    assert done.exit_code == 0, done.stderr
+    check_invariant(done.summary, open_journal(folder.out, "s"), asked=N_TRIALS)
+    assert done.summary["machine_types"]["fan"]["promoted"]
 
-    trials = stored_trials(open_journal(tmp_path, "s"), "s")
-    check_trials(trials, asked=4)
-    leaky = trials["fan"][1]
+    trials = done.trials["fan"]
+    leaky = trials[1]
     assert leaky.user_attrs["reason"].startswith("out of memory: ")
     assert leaky.user_attrs["attempts"] == 1 + WORKER_RETRIES
     assert ending_of(leaky) == "failed"
     assert leaky.constraints["memory"] > 0  # which samplers model
-    others = [trial.state for trial in trials["fan"] if trial.number != 1]
+    others = [trial.state for trial in trials if trial.number != 1]
     assert others == [TrialState.COMPLETE] * 3
-    own = [event["epoch"] for event in events_of(tmp_path / "s") if event["number"] == 1]
-    assert own == [1, *(1 + WORKER_RETRIES) * [2]]  # it never got through the second
+    attempts = [1, *(1 + WORKER_RETRIES) * [2]]  # it never got through the second
+    assert folder.epochs(1) == attempts
+
+    assert folder.epochs(CONFIRMATION) == attempts
+    assert "confirmed with fresh seed 1 of 1: out of memory: " in done.stderr
+    assert "fan: no finalist is confirmed, the best trial stands" in done.stderr

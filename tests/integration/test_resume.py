@@ -1,154 +1,31 @@
 """One search, killed, repeated, interrupted, extended: nothing is lost and nothing done twice."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.entities import Run
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search.storages import JOURNAL
-from tests.audio_fixtures import write_dcase2020
-from tests.integration.conftest import TWO_SLOTS
-from tests.invariant import (
-    check_invariant,
-    check_runs,
-    check_trials,
-    open_journal,
-    stored_runs,
-    stored_trials,
-)
+from tests.invariant import check_invariant, check_runs, check_trials, open_journal
+from tests.search_folder import Folder, Snapshot
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 TYPES = ("fan", "valve")
-DEADLINE_S = 240.0  # of a machine that is busy with something else
 SPACE = """
 study: {trials: 4, epochs: 8}
 scheduler: {name: asha, grace_epochs: 1, reduction_factor: 2}
 confirmation: {top: 0}
 resources: {cpu: 2}  # one worker at a time, because each takes seconds to import torch
-parameters:
-  network.channels: {kind: int, low: 2, high: 4}
-  network.depth: {kind: fixed, value: 3}
-  network.attention: {kind: bool}
-  network.attention_expansion: {kind: fixed, value: 1, when: {network.attention: true}}
-  frontend.n_fft: {kind: fixed, value: 64}
-  frontend.hop: {kind: fixed, value: 64}
-  frontend.n_frames: {kind: fixed, value: 8}
-  train.lr: {kind: float, low: 1e-3, high: 1e-2, log: true}
-  train.precision: {kind: fixed, value: fp32}
 """
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a command left in its three places."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-    trials: Mapping[str, list[FrozenTrial]]
-    runs: list[Run]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads(self.stdout.splitlines()[-1])
-
-    def ended(self) -> list[tuple[str, FrozenTrial]]:
-        return [(name, t) for name, ts in self.trials.items() for t in ts if t.state.is_finished()]
-
-
-class Folder:
-    """Where the story happens: the command, and what it leaves behind."""
-
-    def __init__(self, home: Path, empty_store: Path) -> None:
-        self.out = home / "runs"
-        self.out.mkdir()
-        shutil.copy(empty_store, self.out / "mlflow.db")
-        self.marker = f"MIMIMI_TEST={uuid.uuid4()}"
-        for machine_type in TYPES:
-            write_dcase2020(home / "data", machine_type, n_train=4, n_test=6)
-        (home / "tiny.yaml").write_text(SPACE)
-        options = ["--space", home / "tiny.yaml", "--data", home / "data", "--out", self.out]
-        self.command = [sys.executable, "-m", "search.run", *map(str, options), "--study", "s"]
-
-    @contextmanager
-    def running(self, *options: str) -> Iterator[subprocess.Popen[str]]:
-        name, _, value = self.marker.partition("=")
-        environment = {**os.environ, **TWO_SLOTS, name: value}
-        environment.pop("RAY_ADDRESS", None)
-        process = subprocess.Popen(
-            [*self.command, *options],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        with process:
-            try:
-                yield process
-            finally:
-                process.kill()
-
-    def run(
-        self, *options: str, meanwhile: Callable[[subprocess.Popen[str]], None] | None = None
-    ) -> Snapshot:
-        with self.running(*options) as process:
-            if meanwhile:
-                meanwhile(process)
-            stdout, stderr = process.communicate(timeout=DEADLINE_S)
-        return Snapshot(process.returncode, stdout, stderr, self.trials(), self.runs())
-
-    def trials(self) -> dict[str, list[FrozenTrial]]:
-        return stored_trials(open_journal(self.out, "s"), "s")
-
-    def runs(self) -> list[Run]:
-        return stored_runs(f"sqlite:///{self.out / 'mlflow.db'}", "s")
-
-    def wait_for_ended(self, process: subprocess.Popen[str], n_trials: int) -> None:
-        journal, size = self.out / "s" / JOURNAL, 0
-
-        def is_there() -> bool:
-            nonlocal size
-            assert process.poll() is None, "the search ended before it could be disturbed"
-            if not journal.exists() or journal.stat().st_size == size:
-                return False
-            size = journal.stat().st_size
-            ended = [t for ts in self.trials().values() for t in ts if t.state.is_finished()]
-            return len(ended) >= n_trials
-
-        wait_until(is_there)
-
-    def has_workers(self) -> bool:
-        """Whether Ray still runs something for us; two idle agents of its own stay for a minute."""
-        return any(b"Agent" not in command for command in self.processes().values())
-
-    def processes(self) -> dict[int, bytes]:
-        """Command line of whatever a command of this story started and is still there."""
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.marker.encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found[int(process.name)] = (process / "cmdline").read_bytes()
-            except OSError:  # it ended, or is somebody else's
-                continue
-        return found
 
 
 @dataclass(frozen=True)
@@ -166,7 +43,7 @@ def story(
     tmp_path_factory: pytest.TempPathFactory, empty_store: Path, ray_cluster: str
 ) -> Iterator[Story]:
     """The commands that are disturbed start a Ray of their own; the others join one."""
-    folder = Folder(tmp_path_factory.mktemp("story"), empty_store)
+    folder = Folder(tmp_path_factory.mktemp("story"), empty_store, SPACE, TYPES)
     join = ("--address", ray_cluster)
     try:
         with folder.running() as driver:

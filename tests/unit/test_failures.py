@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from ray.exceptions import OutOfMemoryError, RayError, WorkerCrashedError
 
 from mimimi_core.config import ConfigError
 from mimimi_core.training import NonFiniteLossError
-from search.failures import is_storage, reason_of, reason_of_loss
+from search.failures import is_storage, reason_of, reason_of_loss, reason_of_lost_task
 from tests.doubles import LOSS
 
 
@@ -38,6 +39,22 @@ def test_the_last_loss_of_a_worker_is_told_in_one_line() -> None:
     )
     reason = reason_of_loss(errors)
     assert reason == "worker lost: ray::AnalyticTrial.train() (pid=7) KeyError: 'pack'"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            OutOfMemoryError("2 workers were killed\nbecause"),
+            "out of memory: 2 workers were killed",
+        ),
+        (WorkerCrashedError(), "worker lost: The worker died unexpectedly"),
+    ],
+)
+def test_the_last_loss_of_a_task_is_told_in_one_line(error: RayError, reason: str) -> None:
+    found = reason_of_lost_task(error)
+    assert found.startswith(reason)
+    assert "\n" not in found
 
 
 def test_a_refusal_of_the_storage_is_told_apart_from_a_lost_worker() -> None:

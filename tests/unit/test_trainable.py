@@ -9,10 +9,13 @@ from pyarrow import fs
 from mimimi_core.clips import find_clips
 from mimimi_core.pack import pack_clips
 from search import pack_cache, shared_files
+from search.launch import worker_config
 from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
 from search.trainable import TrialRunner
 from tests.audio_fixtures import write_dcase2020
+from tests.doubles import space_file
 from tests.store_fixtures import Clock, Faulty
+from tests.study_fixtures import new_study
 
 EPOCHS = 3
 PARAMS = {
@@ -92,10 +95,26 @@ def test_a_store_that_refuses_for_a_while_costs_no_trial(
     assert TrialRunner(config).step()["epoch"] == 3  # it is there
 
 
+@pytest.mark.parametrize("hang_minutes", [None, 2.0], ids=["patient", "soon taken to hang"])
 @pytest.mark.parametrize("kind", ["read", "write", "look"])
 def test_a_store_that_refuses_for_good_is_an_error_of_the_worker(
-    kind: str, config: dict[str, Any], store: Faulty, clock: Clock
+    kind: str, hang_minutes: float | None, config: dict[str, Any], store: Faulty, clock: Clock
 ) -> None:
+    space = space_file(epochs=EPOCHS, study={"hang_minutes": hang_minutes})
+    study = new_study(space=space)
+    trial = study.ask()
+    assert trial
+    stated = worker_config(
+        study,
+        trial.number,
+        space,
+        {"cpu": 1.0},
+        files=SharedFiles(config["files"]),
+        pack=config["pack"],
+        checkpoint=config["checkpoint"],
+        seed=0,
+    )
+    config["patience_s"] = stated["patience_s"]
     store.refusals[kind] = FOR_EVER
     runner = TrialRunner(config)
 
@@ -105,4 +124,4 @@ def test_a_store_that_refuses_for_good_is_an_error_of_the_worker(
 
     with pytest.raises(SharedFilesError, match=r"s3://bucket/prefix must let this machine"):
         train()
-    assert clock.now == PATIENCE_S
+    assert clock.now == (60 if hang_minutes else PATIENCE_S)
