@@ -24,7 +24,7 @@ N_RANDOM = 40  # trials of the random search to compare with: those of spaces/co
 WORKERS = 4
 POINTS = 1000  # shares of the random search's epochs at which searches are looked at
 DEFAULT, RANDOM = SamplerConfig(), SamplerConfig(name="random")
-STOPPING = SchedulerConfig()
+ENDING_EARLY = (SchedulerConfig(name="asha"), SchedulerConfig(name="asha_pause"))
 STOPPED = 4 * N_RANDOM  # trials of a search that stops most of them early
 # Suffix of a key -> by what the best trial is judged: what the search sees, or what it is worth.
 JUDGED = {"": "by value", "_by_mean": "by mean of seeds"}
@@ -50,10 +50,12 @@ class Estimate(NamedTuple):
 
 
 ARMS = {
-    "random": Arm(RANDOM, NO_SCHEDULER, N_RANDOM),
-    f"random, {STOPPING.name}": Arm(RANDOM, STOPPING, STOPPED),
-    DEFAULT.name: Arm(DEFAULT, NO_SCHEDULER, N_RANDOM),
-    f"{DEFAULT.name}, {STOPPING.name}": Arm(DEFAULT, STOPPING, STOPPED),
+    name: arm
+    for sampler in (RANDOM, DEFAULT)
+    for name, arm in (
+        (sampler.name, Arm(sampler, NO_SCHEDULER, N_RANDOM)),
+        *((f"{sampler.name}, {s.name}", Arm(sampler, s, STOPPED)) for s in ENDING_EARLY),
+    )
 }
 OURS = list(ARMS)[-1]
 
@@ -136,7 +138,7 @@ def share_of_mean(gains: np.ndarray) -> Estimate:
 def print_lcdb(found: dict[str, Found], lengths: np.ndarray) -> None:
     """Print a row per arm, then what ours needs by the length of the curves."""
     heads = [f"{f'{how}, never':>28}{'of the mean gain':>22}" for how in JUDGED.values()]
-    print(f"{'LCDB':16}{''.join(heads)}{'spent':>7}{'tasks':>7}")
+    print(f"{'LCDB':18}{''.join(heads)}{'spent':>7}{'tasks':>7}")
     rows = dict(found)
     for length in np.unique(lengths).tolist():
         rows[f"  of {length}"] = Found(*(column[lengths == length] for column in found[OURS]))
@@ -146,7 +148,7 @@ def print_lcdb(found: dict[str, Found], lengths: np.ndarray) -> None:
             never = np.isnan(shares(judged)).sum()
             cells += f"{f'{mean_share(judged).shown}, {never}':>28}"
             cells += f"{share_of_mean(judged).shown:>22}"
-        print(f"{name:16}{cells}{row.spent.mean():7.2f}{len(row.spent):7}")
+        print(f"{name:18}{cells}{row.spent.mean():7.2f}{len(row.spent):7}")
 
 
 def main() -> None:
@@ -180,11 +182,11 @@ def main() -> None:
         ):
             figures |= {f"{key}{suffix}": mean, f"{key}{suffix}_ci": interval}
     own = list(own_curves())
-    print(f"{f'own, {n_own} each':16}" + "".join(f"{curves.name:>10}" for curves in own))
+    print(f"{f'own, {n_own} each':18}" + "".join(f"{curves.name:>10}" for curves in own))
     for name, of_types in measure(own, n_own).items():
         needed = shares(of_types.gains[:, 0]).tolist()
         cells = [f"{'never' if math.isnan(share) else f'{share:.3f}':>10}" for share in needed]
-        print(f"{name:16}{''.join(cells)}")
+        print(f"{name:18}{''.join(cells)}")
         if name == OURS:
             for curves, share in zip(own, needed, strict=True):
                 figures[f"epochs_ratio_own_{curves.name}"] = None if math.isnan(share) else share
