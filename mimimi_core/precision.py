@@ -13,7 +13,7 @@ def pick_device() -> torch.device:
 
 
 def use_bf16(precision: Precision, device: torch.device) -> bool:
-    """Resolve "auto": bf16 on GPUs that have it and on CPUs with AMX tiles, else fp32.
+    """Resolve "auto": bf16 on GPUs and CPUs that multiply it (AMX, AVX512-BF16), else fp32.
 
     Elsewhere bf16 is emulated and several times slower than fp32.
     """
@@ -21,7 +21,8 @@ def use_bf16(precision: Precision, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported())
+    has_it = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return bool(has_it)
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:

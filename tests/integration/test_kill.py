@@ -26,19 +26,22 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 N_TRIALS, N_EPOCHS = 8, 8
 SPACE = f"""
 study: {{trials: {N_TRIALS}, epochs: {N_EPOCHS}}}
-scheduler: {{name: none}}
+scheduler: {{SCHEDULER}}
 confirmation: {{top: 0}}
 resources: {{cpu: 2}}
 """
+# Few end early, so that there is enough left to kill.
+PAUSING = "{name: asha_pause, grace_epochs: 4, reduction_factor: 1.5}"
 KILLS = {"journal": 10, "postgres": 4}  # each costs a start of the driver
 STARTING_S = 3.0  # about what a driver takes until its first trial
 
 
 class Search(Folder):
-    """One machine type, trials that run to their end; storage and MLflow at one URI, or files."""
+    """One machine type; storage and MLflow at one URI, or files, where trials pause as well."""
 
     def __init__(self, home: Path, empty_store: Path, uri: str | None) -> None:
-        super().__init__(home, empty_store, SPACE, ["fan"])
+        scheduler = "{name: none}" if uri else PAUSING
+        super().__init__(home, empty_store, SPACE.replace("{SCHEDULER}", scheduler), ["fan"])
         self.uri = uri
         self.options += ["--storage", uri] if uri else []
 

@@ -50,9 +50,10 @@ def run(
     types: tuple[str, ...] = ("fan",),
     observers: tuple[Observer, ...] = (),
     time_budget_s: float | None = None,
+    scheduler: Mapping[str, Any] = ASHA,
 ) -> tuple[dict[str, list[FrozenTrial]], bool]:
     """Run a study of analytic trials; its trials, and whether it came to its end."""
-    space = space_file(trials=n_trials, epochs=EPOCHS, scheduler=ASHA)
+    space = space_file(trials=n_trials, epochs=EPOCHS, scheduler=scheduler)
     with opened(folder, space, types) as studies:
         is_over = run_trials(
             studies,
@@ -118,6 +119,28 @@ def test_workers_serve_trial_after_trial(mishaps: Outcome) -> None:
     for event in mishaps.events:
         served[event["pid"]].add((event["machine_type"], event["number"]))
     assert max(len(trials) for trials in served.values()) >= 3
+
+
+def test_trials_that_pause_go_on_from_their_checkpoint_when_their_turn_comes(
+    tmp_path: Path,
+) -> None:
+    pausing = {"name": "asha_pause", "reduction_factor": 2.0}
+    plan = {("fan", 3): "lose once", ("fan", 1): "poor"}
+    trials, is_over = run(tmp_path, analytic_trainable(plan), n_trials=8, scheduler=pausing)
+    assert is_over
+    fan = trials["fan"]
+    assert {t.state for t in fan} == {TrialState.COMPLETE, TrialState.PRUNED}
+    epochs = [list(t.intermediate_values) for t in fan]
+    assert all(told in ([1], [1, 2], [1, 2, 3, 4]) for told in epochs)
+    assert epochs[1] == [1]
+    assert 3 <= sum(len(told) > 1 for told in epochs) < 8
+    assert sum(t.user_attrs.get("attempts", 1) - 1 for t in fan) <= 1  # going on is no attempt
+    shown = Counter((e["number"], e["epoch"]) for e in events_of(tmp_path))
+    for trial in fan:  # what paused shows its last epoch once more, and trains none again
+        for epoch in trial.intermediate_values:
+            is_rung = epoch in (1, 2) and epoch < len(trial.intermediate_values)
+            lost = trial.user_attrs.get("attempts", 1) - 1
+            assert shown[trial.number, epoch] <= 1 + is_rung + lost
 
 
 def test_asha_stops_a_poor_trial_with_what_it_reported(mishaps: Outcome) -> None:
