@@ -90,14 +90,14 @@ def due(config: SchedulerConfig, epochs: int, trials: Sequence[FrozenTrial]) -> 
     return found
 
 
-def furthest(trials: Sequence[FrozenTrial]) -> int | None:
-    """Number of the best of the paused trials that got furthest, None if no trial is paused."""
-    paused = {t.number: t.intermediate_values for t in trials if paused_after(t)}
-    return max(
-        paused,
-        key=lambda number: (max(paused[number]), paused[number][max(paused[number])], -number),
-        default=None,
-    )
+def furthest(paused: Sequence[FrozenTrial]) -> int:
+    """Number of the best of the paused trials that got furthest."""
+
+    def rank(trial: FrozenTrial) -> tuple[int, float, int]:
+        epoch = max(trial.intermediate_values)
+        return epoch, trial.intermediate_values[epoch], -trial.number
+
+    return max(paused, key=rank).number
 
 
 def _rungs(config: SchedulerConfig, epochs: int) -> list[int]:
@@ -152,6 +152,7 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         self._studies, self._config, self._epochs = dict(studies), config, epochs
         self._rule, self._watch = RULES[config.name], watch or HangWatch(None)
         self.stopped: set[str] = set()  # ids of trials that were ended early
+        self.pauses = config.name == "asha_pause"
         self.paused: set[str] = set()  # ids of trials that were ended, and may go on later
         self.losses: dict[str, list[str]] = {}  # trial id -> why its workers died, one by one
         self.n_waiting = 0  # trials that nobody runs yet
@@ -168,7 +169,7 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         before = study.trial(number).intermediate_values
         if result["epoch"] in before:  # reported again after a restart, judged already
             return str(TrialScheduler.CONTINUE)
-        if self._config.name == "asha_pause":
+        if self.pauses:
             return self._pause(trial, result["epoch"])
         curve = before | {result["epoch"]: result["objective"]}
         if not self._rule(self._config, self._epochs, number, curve, study.rivals(number)):
@@ -185,8 +186,6 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
 
     def due(self, study: TypeStudy) -> list[int]:
         """Numbers of a study's paused trials that may go on now, the first one first."""
-        if self._config.name != "asha_pause":
-            return []
         return due(self._config, self._epochs, study.trials())
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """A configuration, None while all slots are taken, or FINISHED."""
         wanting = self._wanting()
         self._retire(wanting)
-        if not self._unfinished and not wanting and not self._any_paused():
+        if not self._unfinished and not wanting and not any(map(self._paused, self._studies)):
             return str(Searcher.FINISHED)
         if not self._has_room():
             return None
@@ -141,8 +141,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         ]
         return sorted(left, key=lambda name: counts[name])
 
-    def _any_paused(self) -> bool:
-        return any(paused_after(t) for study in self._studies.values() for t in study.trials())
+    def _paused(self, machine_type: str) -> list[FrozenTrial]:
+        if not self._scheduler.pauses:  # asked in every turn of Tune's loop, so it must cost little
+            return []
+        return [t for t in self._studies[machine_type].trials() if paused_after(t)]
 
     def _n_live(self, machine_type: str) -> int:
         return sum(name == machine_type for name, _ in self._live.values())
@@ -152,13 +154,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
         When there are no new trials any more, the best go on until there are enough finalists.
         """
-        study = self._studies[machine_type]
+        study, paused = self._studies[machine_type], self._paused(machine_type)
+        if not paused:
+            return None
         if numbers := self._scheduler.due(study):
             return numbers[0]
         on_their_way = study.count("complete") + self._n_live(machine_type)
         if machine_type in wanting or on_their_way >= self._finalists:
             return None
-        return furthest(study.trials())
+        return furthest(paused)
 
     def _go_on(self, wanting: list[str]) -> tuple[str, FrozenTrial] | None:
         """A paused trial that may go on."""
@@ -172,15 +176,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _retire(self, wanting: list[str]) -> None:
         """End the paused trials of types in which nothing can let one on any more."""
         for machine_type, study in self._studies.items():
-            paused = [t.number for t in study.trials() if paused_after(t)]
-            unfinished = [name for name, _ in [*self._live.values(), *self._unfinished]]
-            if not paused or machine_type in [*wanting, *unfinished]:
+            running = [name for name, _ in [*self._live.values(), *self._unfinished]]
+            if machine_type in [*wanting, *running]:
                 continue
-            if self._next_paused(machine_type, wanting) is None:
-                for number in paused:
-                    reason = "stopped by the scheduler: others were better where it had paused"
-                    trial = study.finish(number, TrialState.PRUNED, reason=reason)
-                    self._notify(machine_type, trial)
+            if self._next_paused(machine_type, wanting) is not None:
+                continue
+            for trial in self._paused(machine_type):
+                reason = "stopped by the scheduler: others were better where it had paused"
+                ended = study.finish(trial.number, TrialState.PRUNED, reason=reason)
+                self._notify(machine_type, ended)
 
     def _ask(self, wanting: list[str]) -> tuple[str, FrozenTrial] | None:
         """A new trial of the first type that may start one now."""
