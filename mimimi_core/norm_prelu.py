@@ -4,7 +4,7 @@ Each is several kernels to torch, and those of a PReLU with a slope per channel 
 they would have to cost in channels_last: they were a third of a training step. Here both go over
 the map together, in parts that stay in the cache and are worked on in fp32. The backward pass
 recomputes what lies between the two, so less is kept. A GPU gets torch's own kernels, and so do
-stacked networks.
+stacked networks and the compiler, which fuses by itself.
 
 N rows (one per crop and position), C channels.
 """
@@ -26,7 +26,7 @@ _PART = 1 << 16  # values worked on at a time; five such tensors in fp32 fit a c
 def norm_prelu(x: Tensor, norm: nn.BatchNorm2d, prelu: nn.PReLU) -> Tensor:
     """`prelu(norm(x))` of `(B, C, F, T)`, in the dtype of x; in training updates `norm`."""
     result: Tensor
-    if x.device.type != "cpu" or is_stacked(x):
+    if x.device.type != "cpu" or is_stacked(x) or torch.compiler.is_compiling():
         result = prelu(norm(x))
         return result
     mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum or 0.0

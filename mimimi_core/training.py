@@ -1,7 +1,7 @@
 """One training of a system, epoch by epoch, and its scores."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,6 +100,7 @@ class Training:
                 self.device
             )
         self.loss = Loss(self.network, config.train)
+        self._step_loss = compiled(self.loss, self.device) if config.train.compile else self.loss
         parameters = list(self.network.parameters())
         # a system may be fitted in closed form
         self.optimizer = build_optimizer(config.train, parameters) if parameters else None
@@ -177,7 +178,7 @@ class Training:
         self.network.train()
         for features, target, lr in self.draw_epoch():
             with autocast(self.device, self.bf16):
-                loss = self.loss(features, target)
+                loss = self._step_loss(features, target)
             if self.optimizer:
                 set_lr(self.optimizer, lr)
                 self.optimizer.zero_grad(set_to_none=True)
@@ -323,6 +324,18 @@ class Training:
                 f"scores are not finite after epoch {self.epoch} (train.lr "
                 f"{self.config.train.lr:g}, bf16 {self.bf16})"
             )
+
+
+def compiled(
+    loss: Loss, device: torch.device, backend: str = "inductor"
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same loss by `torch.compile`, up to rounding; on a GPU replayed as CUDA graphs.
+
+    A graph is made for each size of a batch when it first comes.
+    """
+    torch.compiler.reset()  # a worker's ninth network would not be compiled any more
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    return torch.compile(loss, backend=backend, mode=mode, dynamic=False)
 
 
 def build_optimizer(train: TrainConfig, parameters: Iterable[Tensor]) -> torch.optim.AdamW:

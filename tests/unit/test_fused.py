@@ -233,6 +233,7 @@ def test_which_systems_are_fused() -> None:
     assert set(FUSED) == set(SYSTEMS) - rest
     with_bias = dataclasses.replace(tiny_config().network, bias=True)
     assert not fused.can_fuse(dataclasses.replace(tiny_config(), network=with_bias))
+    assert not fused.can_fuse(tiny_config(compile=True))
 
 
 def test_crops_may_be_those_of_another_training() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from mimimi_core.clips import find_clips
 from mimimi_core.config import AugmentConfig, ConfigError, TrainConfig
 from mimimi_core.pack import Pack, open_pack, pack_clips
 from mimimi_core.systems import Logits, Loss
-from mimimi_core.training import NonFiniteLossError, Training, held_out_normals, objective_of
+from mimimi_core.training import (
+    NonFiniteLossError,
+    Training,
+    compiled,
+    held_out_normals,
+    objective_of,
+)
 from tests.audio_fixtures import write_dcase2020
 from tests.model_fixtures import AUGMENT_ALL, CPU, Reads, resplit, tiny_config, tone_pack
 from tests.system_fixtures import Constant
@@ -246,6 +253,46 @@ def test_cosine_falls_to_zero_over_the_epochs(pack: Pack) -> None:
     constant = Training(tiny_config(lr=0.01), pack, CPU)
     constant.run_epoch()
     assert constant.optimizer.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_training_differs_by_rounding_alone(
+    pack: Pack, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the compiler's last stage, which takes most of a minute."""
+    made = []
+
+    def compile_quickly(loss: Loss, device: torch.device) -> Any:
+        made.append(compiled(loss, device, backend="aot_eager"))
+        return made[-1]
+
+    monkeypatch.setattr("mimimi_core.training.compiled", compile_quickly)
+    plain = Training(tiny_config(AUGMENT_ALL, precision=precision), pack, CPU)
+    assert not made
+    found = Training(tiny_config(AUGMENT_ALL, precision=precision, compile=True), pack, CPU)
+    assert len(made) == 1
+    for _ in range(2):
+        expected = plain.run_epoch()
+        assert found.run_epoch() == pytest.approx(
+            expected, rel=1e-4 if precision == "fp32" else 0.05
+        )
+    assert found.network.state_dict().keys() == plain.network.state_dict().keys()
+
+
+def test_the_ninth_network_of_a_worker_is_still_compiled(pack: Pack) -> None:
+    """By itself torch would run it as it is, with a warning."""
+    from torch._dynamo.testing import CompileCounter  # loads the compiler
+
+    counter = CompileCounter()
+    for channels in range(1, 10):
+        config = tiny_config()
+        config = dataclasses.replace(
+            config, network=dataclasses.replace(config.network, channels=channels)
+        )
+        own = Training(config, pack, CPU)
+        features, target, _ = next(own.draw_epoch())
+        compiled(own.loss, CPU, backend=counter)(features, target)
+        assert counter.frame_count == channels
 
 
 def test_the_objective_needs_one_id_with_both_labels_in_val(pack: Pack) -> None:
