@@ -92,13 +92,13 @@ def confirm(
                     )
                     for index in indexes
                 ]
-                train = ray.remote(train_seeds).options(
+                as_task = ray.remote(  # with `options` a process would keep its GPU's memory
                     num_cpus=resources["cpu"],
                     num_gpus=gpu_of(len(indexes), resources["gpu"]),
                     max_retries=WORKER_RETRIES,
                 )
                 hang_s = _longest_silence_s(study.trial(number), space)
-                task = train.remote(configs, hang_s=hang_s, gpu=resources["gpu"])
+                task = as_task(train_seeds).remote(configs, hang_s=hang_s, gpu=resources["gpu"])
                 running[task] = (study, number, indexes)
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)

@@ -28,6 +28,7 @@ from mimimi_core import fused
 from mimimi_core.config import Precision, TrialConfig
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
+from search.gpu_share import memory_of
 from tests.bench.stopwatch import (
     N_IDS,
     machine,
@@ -154,7 +155,11 @@ def measure(pack: Pack, quick: bool, with_profile: bool) -> dict[str, Any]:
     check_for_waits(with_seeds(config, pack, 2, device))
     found["fused_gap"] = fused_gap(configure("fp32", quick), pack, 2, device)
     found |= several_at_once(config, pack, device, epochs, PACKING)
-    return found | machine()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    memory = memory_of(config, pack, device)
+    found |= {"trial_gib": memory.needed / 2**30, "gpu_gib": memory.total / 2**30}
+    return found | {"trials_that_share": memory.n_trials} | machine()
 
 
 def print_table(found: dict[str, Any]) -> None:
@@ -169,6 +174,10 @@ def print_table(found: dict[str, Any]) -> None:
     for n, packed in found["packed_clips_per_s"].items():
         together = found["fused_clips_per_s"][n]
         print(f"{n} trainings at once: packed {packed:9.1f}, fused {together:9.1f} clips/s")
+    print(
+        f"a trial needs {found['trial_gib']:.2f} of {found['gpu_gib']:.1f} GiB: "
+        f"{found['trials_that_share']} share the GPU"
+    )
     print(f"fused losses differ by at most {found['fused_gap']:.1e} of their size")
 
 
