@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimimi_core.config import Activation, Norm, Size
+from mimimi_core.layout import channels_last
 from mimimi_core.precision import full_precision
 
 
@@ -40,7 +41,7 @@ class ComplexConv2d(nn.Module):
         """Convolve `(B, 2 n_in, F, T)` into `(B, 2 n_out, F', T')`."""
         to_real = torch.cat([self.weight_real, -self.weight_imag], dim=1)
         to_imag = torch.cat([self.weight_imag, self.weight_real], dim=1)
-        weight = torch.cat([to_real, to_imag], dim=0).contiguous(memory_format=torch.channels_last)
+        weight = channels_last(torch.cat([to_real, to_imag], dim=0))
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
@@ -96,8 +97,11 @@ class ComplexBatchNorm2d(nn.Module):
     @torch.no_grad()
     def _update(self, mean: Tensor, cov: Tensor, n: int) -> None:
         """Running statistics of `n` values a channel; the covariance without bias, as torch's."""
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_cov.lerp_(cov * n / max(n - 1, 1), self.momentum)
+        for running, new in (
+            (self.running_mean, mean),
+            (self.running_cov, cov * n / max(n - 1, 1)),
+        ):
+            running.add_(new - running, alpha=self.momentum)
 
     def _matrix(self, cov: Tensor) -> Tensor:
         """Learned matrix times inverse square root of the covariance, `(2, 2, C)`."""

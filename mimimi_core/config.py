@@ -257,6 +257,7 @@ class TrainConfig:
     loss_weight_complex: float = 1.0
     patience: int = 0  # epochs without a better objective that end the training; 0 is never
     precision: Precision = "auto"  # "auto" is bf16 where the hardware multiplies it, else fp32
+    compile: bool = False  # steps by torch.compile, on a GPU replayed as CUDA graphs
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -3,10 +3,10 @@
 The published table has no dropout, and neither has this.
 """
 
-import torch
 from torch import Tensor, nn
 
 from mimimi_core.config import NetworkConfig
+from mimimi_core.layout import channels_last
 from mimimi_core.systems import Classifier, Logits, build_head
 
 # Table 2: expansion, output channels, repetitions, stride of the first
@@ -60,7 +60,7 @@ class MobileNetV2(Classifier):
 
     def forward(self, features: Tensor) -> Logits:
         """Logits of `(B, 1, F, T)` float32."""
-        encoded = self.encoder(features.contiguous(memory_format=torch.channels_last))
+        encoded = self.encoder(channels_last(features))
         return Logits(magnitude=None, complex=None, total=self.total_conv(encoded))
 
 

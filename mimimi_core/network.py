@@ -25,6 +25,7 @@ from mimimi_core.config import (
     NetworkConfig,
 )
 from mimimi_core.density import Autoencoder, GroupMade
+from mimimi_core.layout import channels_last
 from mimimi_core.mahalanobis import Mahalanobis
 from mimimi_core.mobilenetv2 import MobileNetV2
 from mimimi_core.nearest_neighbour import NearestNeighbour
@@ -109,7 +110,7 @@ class ComplexNetwork(Classifier):
 
     def forward(self, spectrum: Tensor) -> Logits:
         """Logits of `(B, 2, F, T)` float32 (real, imaginary)."""
-        encoded = self.encoder(spectrum.contiguous(memory_format=torch.channels_last))
+        encoded = self.encoder(channels_last(spectrum))
         by_magnitude = self.magnitude_conv(complex_magnitude(encoded))
         by_complex = self.complex_conv(encoded)
         fused = self.attention(torch.cat([by_magnitude, by_complex], dim=1))
@@ -135,7 +136,7 @@ class RealNetwork(Classifier):
 
     def forward(self, features: Tensor) -> Logits:
         """Logits of a magnitude or log-mel spectrum `(B, 1, F, T)` float32."""
-        encoded = self.encoder(features.contiguous(memory_format=torch.channels_last))
+        encoded = self.encoder(channels_last(features))
         return Logits(magnitude=None, complex=None, total=self.total_conv(encoded))
 
 

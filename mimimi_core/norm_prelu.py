@@ -3,7 +3,8 @@
 Each is several kernels to torch, and those of a PReLU with a slope per channel are far from what
 they would have to cost in channels_last: they were a third of a training step. Here both go over
 the map together, in parts that stay in the cache and are worked on in fp32. The backward pass
-recomputes what lies between the two, so less is kept. A GPU gets torch's own kernels.
+recomputes what lies between the two, so less is kept. A GPU gets torch's own kernels, and so do
+stacked networks and the compiler, which fuses by itself.
 
 N rows (one per crop and position), C channels.
 """
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mimimi_core.layout import is_stacked
 from mimimi_core.precision import full_precision
 
 _PART = 1 << 16  # values worked on at a time; five such tensors in fp32 fit a cache of 2 MB
@@ -24,7 +26,7 @@ _PART = 1 << 16  # values worked on at a time; five such tensors in fp32 fit a c
 def norm_prelu(x: Tensor, norm: nn.BatchNorm2d, prelu: nn.PReLU) -> Tensor:
     """`prelu(norm(x))` of `(B, C, F, T)`, in the dtype of x; in training updates `norm`."""
     result: Tensor
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or is_stacked(x) or torch.compiler.is_compiling():
         result = prelu(norm(x))
         return result
     mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum or 0.0

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimimi_core.config import NetworkConfig, Size
+from mimimi_core.config import NetworkConfig, Size, TrainConfig
 from mimimi_core.precision import full_precision
 
 
@@ -30,6 +30,24 @@ class System(nn.Module, ABC):
     @abstractmethod
     def nll(self, features: Tensor) -> Tensor:
         """Negative log-likelihood float32 `(B, C)` of each crop under each id, up to a constant."""
+
+
+class Loss(nn.Module):
+    """What a training step minimises: the losses of a system, weighted by the settings."""
+
+    def __init__(self, network: System, train: TrainConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.weights = {
+            "total": 1.0,
+            "magnitude": train.loss_weight_magnitude,
+            "complex": train.loss_weight_complex,
+        }
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        """Scalar, of what `System.losses` takes."""
+        terms = self.network.losses(features, target)
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
 
 class Logits(NamedTuple):
@@ -62,8 +80,12 @@ class Classifier(System):
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean KL divergence of softmax(logits) from the target; for one id, the cross-entropy."""
-    return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="batchmean")
+    """Mean KL divergence of softmax(logits) from the target; for one id, the cross-entropy.
+
+    `F.kl_div` bit for bit, which `torch.func` would take network by network.
+    """
+    log_p = F.log_softmax(logits, dim=1)
+    return (torch.xlogy(target, target) - target * log_p).sum() / len(target)
 
 
 class PooledConv(nn.Conv2d):

@@ -1,6 +1,7 @@
 """One training of a system, epoch by epoch, and its scores."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from mimimi_core.network import build_network
 from mimimi_core.pack import Pack
 from mimimi_core.precision import autocast, pick_device, use_bf16
 from mimimi_core.scoring import WINDOWS_PER_BATCH, ClipScores, score_clips
+from mimimi_core.systems import Loss
 
 LabelFree = Literal["id_swap_auc", "normal_log_likelihood"]
 Objective = Literal["val_auc", LabelFree]
@@ -54,6 +56,7 @@ class Training:
         device: Where to train; the first GPU or the CPU by default.
         objective: What is maximised: patience waits for it, a search compares by it. By default
             `objective_of(pack)`.
+        crops: Those of another training on these clips, to hold them on a GPU but once.
 
     Raises:
         ConfigError: Fewer than two machine ids, no clip to train on, or an objective that these
@@ -66,6 +69,7 @@ class Training:
         pack: Pack,
         device: torch.device | None = None,
         objective: Objective | None = None,
+        crops: Crops | None = None,
     ) -> None:
         if not len(pack.select("train", label=0)):
             raise ConfigError(
@@ -89,23 +93,17 @@ class Training:
                 "some anomalies, or take normal_log_likelihood"
             )
         self.frontend = Frontend(config.frontend).to(self.device)
-        self.crops = Crops.from_pack(pack, config.frontend, self.device)
+        self.crops = crops or Crops.from_pack(pack, config.frontend, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.network = build_network(config.network, len(pack.machine_ids), config.frontend).to(
                 self.device
             )
+        self.loss = Loss(self.network, config.train)
+        self._step_loss = compiled(self.loss, self.device) if config.train.compile else self.loss
         parameters = list(self.network.parameters())
-        self.optimizer = (
-            torch.optim.AdamW(
-                parameters,
-                lr=config.train.lr,
-                weight_decay=config.train.weight_decay,
-                fused=True,
-            )
-            if parameters  # a system may be fitted in closed form
-            else None
-        )
+        # a system may be fitted in closed form
+        self.optimizer = build_optimizer(config.train, parameters) if parameters else None
         self.epoch = 0
         self.batches = Batches(config.augment, pack, self.crops, self.frontend, self.device)
         # Of the best epoch so far, where patience asks for it: epoch, metrics and network.
@@ -130,7 +128,11 @@ class Training:
         return self.epoch >= train.epochs or 0 < train.patience <= waited
 
     def run_epoch(self) -> dict[str, float]:
-        """Train on one crop of every training clip, then score the validation clips.
+        """Train on one crop of every training clip, then `finish_epoch`."""
+        return self.finish_epoch(self.train_steps())
+
+    def finish_epoch(self, mean_loss: Tensor) -> dict[str, float]:
+        """Count the epoch whose steps are taken, and score the validation clips.
 
         With patience, the last epoch of a training puts the network of the best one back and
         returns its metrics.
@@ -144,7 +146,7 @@ class Training:
         Raises:
             NonFiniteLossError: The loss or a score overflowed or became NaN.
         """
-        loss = float(self.train_steps())
+        loss = float(mean_loss)
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"train_loss is {loss} in epoch {self.epoch + 1} "
@@ -170,28 +172,30 @@ class Training:
     def train_steps(self) -> Tensor:
         """Take all steps of an epoch; its mean loss, still on the device.
 
-        Nothing in here waits for the device. `run_epoch` is what counts the epoch and scores.
+        Nothing in here waits for the device. `finish_epoch` is what counts the epoch and scores.
         """
-        train = self.config.train
-        generator = torch.Generator(self.device).manual_seed((train.seed << 16) + self.epoch)
-        self.network.train()
-        everything = self.batches.clips
-        order = torch.randperm(len(everything), generator=generator, device=self.device)
-        batches = torch.split(everything[order], train.batch_size)
         total = torch.zeros((), device=self.device)
-        for step, clips in enumerate(batches):
-            features, target = self.batches.draw(clips, generator)
+        self.network.train()
+        for features, target, lr in self.draw_epoch():
             with autocast(self.device, self.bf16):
-                terms = self.network.losses(features, target)
-            loss = self._weighted(terms)
+                loss = self._step_loss(features, target)
             if self.optimizer:
-                progress = (self.epoch + step / len(batches)) / train.epochs
-                _set_lr(self.optimizer, train, progress)
+                set_lr(self.optimizer, lr)
                 self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 self.optimizer.step()
-            total += loss.detach() * len(clips)
-        return total / len(everything)
+            total += loss.detach() * len(target)
+        return total / len(self.batches.clips)
+
+    def draw_epoch(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Features, target weights and learning rate of each step of the next epoch."""
+        train, clips = self.config.train, self.batches.clips
+        generator = torch.Generator(self.device).manual_seed((train.seed << 16) + self.epoch)
+        order = torch.randperm(len(clips), generator=generator, device=self.device)
+        batches = torch.split(clips[order], train.batch_size)
+        for step, batch in enumerate(batches):
+            features, target = self.batches.draw(batch, generator)
+            yield features, target, _lr(train, (self.epoch + step / len(batches)) / train.epochs)
 
     def scores(self, clips: np.ndarray) -> ClipScores:
         """Score clips of the pack, each under its own id."""
@@ -321,19 +325,31 @@ class Training:
                 f"{self.config.train.lr:g}, bf16 {self.bf16})"
             )
 
-    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        """Sum of a system's losses with the weights of the settings; `total` has 1."""
-        train = self.config.train
-        weights = {
-            "total": 1.0,
-            "magnitude": train.loss_weight_magnitude,
-            "complex": train.loss_weight_complex,
-        }
-        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+def compiled(
+    loss: Loss, device: torch.device, backend: str = "inductor"
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same loss by `torch.compile`, up to rounding; on a GPU replayed as CUDA graphs.
+
+    A graph is made for each size of a batch when it first comes.
+    """
+    torch.compiler.reset()  # a worker's ninth network would not be compiled any more
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    return torch.compile(loss, backend=backend, mode=mode, dynamic=False)
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, train: TrainConfig, progress: float) -> None:
+def build_optimizer(train: TrainConfig, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay."""
+    return torch.optim.AdamW(parameters, train.lr, weight_decay=train.weight_decay, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Have the next step taken at this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _lr(train: TrainConfig, progress: float) -> float:
     """Learning rate after a share `progress` of the training."""
     factor = 0.5 * (1 + math.cos(math.pi * progress)) if train.lr_schedule == "cosine" else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = train.lr * factor
+    return train.lr * factor

@@ -94,7 +94,7 @@ def conclude(
 
     model_folder = folder / "models" / study.machine_type
     evaluation_folder = folder / "evaluation" / study.machine_type
-    task = ray.remote(_evaluate).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
+    task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources["gpu"])(_evaluate)
     threads = max(1, int(resources["cpu"]))
     evaluation, model, figures = ray.get(
         task.remote(files.root, winner.checkpoints, shared_pack, threads)

@@ -169,6 +169,8 @@ class ConfirmationConfig(_Model):
     top: int = Field(default=3, ge=0)  # finalists; 0 takes the best trial as it is
     seeds: int = Field(default=2, ge=1)  # trainings of each
     ensemble: int = Field(default=1, ge=1)  # best finalists whose mean z-score judges a clip
+    # Seeds of a finalist trained as one, see mimimi_core/fused.py; auto: where there is a GPU.
+    fused: Literal["auto", True, False] = "auto"
     test: Literal["winner", "all"] = "winner"  # who meets the test clips, once the winner is chosen
 
     @model_validator(mode="after")

@@ -5,29 +5,23 @@ wins. What every seed reached is noted in Optuna's storage, so a killed confirma
 """
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SpaceFile
-from search.failures import (
-    WORKER_RETRIES,
-    longest_silence_s,
-    reason_of,
-    reason_of_lost_task,
-)
-from search.hangs import alarm
+from search.failures import WORKER_RETRIES, longest_silence_s, reason_of_lost_task
+from search.fresh_seeds import gpu_of, seeds_at_once, train_seeds
 from search.launch import checkpoint_name, worker_config
 from search.shared_files import SharedFiles, SharedFilesError
+from search.space import all_params
 from search.studies import EPOCH, TypeStudy
-from search.trainable import CHECKPOINT, open_training, save_training
+from search.trainable import CHECKPOINT
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +61,26 @@ def confirm(
         space: How many finalists and seeds, and the epochs.
         folder: Of the whole study, on this machine.
         packs: Pack of each machine type, as `files` names it.
-        resources: Of one training.
+        resources: Of one training; seeds that are fused share a task, see `seeds_at_once`.
         files: Of all nodes.
 
     Raises:
         SharedFilesError: They could not be read or written; what was confirmed is noted.
     """
-    train = ray.remote(_train).options(
-        num_cpus=resources["cpu"], num_gpus=resources["gpu"], max_retries=WORKER_RETRIES
-    )
     running = {}
     for machine_type, study in studies.items():
         for number in finalists(study.trials(), space.confirmation.top):
-            for index in range(space.confirmation.seeds):
-                if study.noted(_key(number, index)) is None:
-                    config = worker_config(
+            missing = [
+                index
+                for index in range(space.confirmation.seeds)
+                if study.noted(_key(number, index)) is None
+            ]
+            params = all_params(study.trial(number))
+            n = seeds_at_once(space.confirmation.fused, resources["gpu"], params)
+            for first in range(0, len(missing), n):
+                indexes = missing[first : first + n]
+                configs = [
+                    worker_config(
                         study,
                         number,
                         space,
@@ -91,21 +90,30 @@ def confirm(
                         checkpoint=_name(files, folder, machine_type, number, index),
                         seed=study.train_seed(number, index),
                     )
-                    config["hang_s"] = _longest_silence_s(study.trial(number), space)
-                    running[train.remote(config)] = (study, number, index)
+                    for index in indexes
+                ]
+                as_task = ray.remote(  # with `options` a process would keep its GPU's memory
+                    num_cpus=resources["cpu"],
+                    num_gpus=gpu_of(len(indexes), resources["gpu"]),
+                    max_retries=WORKER_RETRIES,
+                )
+                hang_s = _longest_silence_s(study.trial(number), space)
+                task = as_task(train_seeds).remote(configs, hang_s=hang_s, gpu=resources["gpu"])
+                running[task] = (study, number, indexes)
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
-        study, number, index = running.pop(done)
+        study, number, indexes = running.pop(done)
         try:
-            note = ray.get(done)
+            notes = ray.get(done)
         except SharedFilesError:
             raise  # no failure of the finalist: repeating the command goes on
         except ray.exceptions.RayError as error:
-            note = {"failure": reason_of_lost_task(error)}
-        study.note(_key(number, index), note | {"timestamp_ms": int(time.time() * 1000)})
-        outcome = note.get("failure") or f"{note['objective']:.3f}"
-        shown = (study.machine_type, number, index + 1, space.confirmation.seeds, outcome)
-        logger.info("%s trial %d confirmed with fresh seed %d of %d: %s", *shown)
+            notes = [{"failure": reason_of_lost_task(error)} for _ in indexes]
+        for index, note in zip(indexes, notes, strict=True):
+            study.note(_key(number, index), note | {"timestamp_ms": int(time.time() * 1000)})
+            outcome = note.get("failure") or f"{note['objective']:.3f}"
+            shown = (study.machine_type, number, index + 1, space.confirmation.seeds, outcome)
+            logger.info("%s trial %d confirmed with fresh seed %d of %d: %s", *shown)
 
 
 def find_winner(
@@ -183,20 +191,3 @@ def _longest_silence_s(trial: FrozenTrial, space: SpaceFile) -> float:
 
 def _name(files: SharedFiles, folder: Path, machine_type: str, number: int, index: int) -> str:
     return files.name(folder.name, "confirmation", machine_type, f"{number:05d}-{index}")
-
-
-def _train(config: dict[str, Any]) -> dict[str, Any]:
-    """On a worker: a whole training, continued from its checkpoint if it has one."""
-    started = time.perf_counter()
-    try:
-        training, metrics = open_training(config)
-        while not training.is_done:
-            with alarm(config.get("hang_s", math.inf)):
-                metrics = training.run_epoch()
-            save_training(training, metrics, config)
-    except SharedFilesError:
-        raise
-    except Exception as error:  # noqa: BLE001 - told, as for every trial
-        return {"failure": reason_of(error)}
-    seconds = time.perf_counter() - started
-    return {"objective": metrics[training.objective], "metrics": metrics, "seconds": seconds}

@@ -56,7 +56,7 @@ def score_finalists(
     noted = study.noted(FINALISTS)
     if not trained or (noted and noted["tested"] == tested):
         return
-    task = ray.remote(_nll).options(num_cpus=resources["cpu"], num_gpus=resources["gpu"])
+    task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources["gpu"])(_nll)
     threads = max(1, int(resources["cpu"]))
     waiting = {
         number: [task.remote(files.root, name, shared_pack, threads) for name in names]

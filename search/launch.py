@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -30,7 +30,6 @@ from search.space import all_params
 from search.studies import EPOCH, StudyError, TypeStudy
 from search.trainable import TrialRunner
 
-_GPU_SHARE = 0.25  # of a GPU for a trial where `resources.gpu` is auto; not yet measured on one
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they pin every finished trial in memory
     # Our searcher suggests as many trials as fit; with less than that here, as by default, the
@@ -84,10 +83,16 @@ def _require_listener(address: str) -> None:
         ) from error
 
 
-def trial_resources(wanted: Resources) -> dict[str, float]:
-    """What one trial asks Ray for; "auto" is a share of a GPU if the cluster has any.
+def trial_resources(
+    wanted: Resources, share_of_gpu: Callable[[], float] = lambda: 1.0
+) -> dict[str, float]:
+    """What one trial asks Ray for.
 
     Waits for the first machine where there is only a head that steers.
+
+    Args:
+        wanted: What the space file says.
+        share_of_gpu: Finds what "auto" is, see `search/gpu_share.py`; asked if there are GPUs.
 
     Raises:
         StudyError: The cluster cannot hold a single trial.
@@ -97,7 +102,7 @@ def trial_resources(wanted: Resources) -> dict[str, float]:
     available = ray.cluster_resources()
     gpu = wanted.gpu
     if gpu == "auto":
-        gpu = _GPU_SHARE if available.get("GPU", 0) else 0.0
+        gpu = share_of_gpu() if available.get("GPU", 0) else 0.0
     resources = {"cpu": wanted.cpu, "gpu": gpu}
     for name, amount in resources.items():
         if amount > available.get(name.upper(), 0):

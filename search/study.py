@@ -21,6 +21,7 @@ from search.confirmation import confirm, find_winner
 from search.costs import cost_of, excesses
 from search.data import Manifest, pack_data
 from search.finalists import score_finalists
+from search.gpu_share import share_of_gpu
 from search.launch import cluster, run_trials, spent_hours, trial_resources
 from search.progress import Progress
 from search.registry import Registry, model_name
@@ -109,7 +110,10 @@ def run_study(
         tracker = Tracker(tracking_uri, out / "artifacts", name, tags)
         logger.info("study %s in %s, seed %d", name, folder, space_file.study.seed)
         with cluster(address):
-            resources = trial_resources(space_file.resources)
+            resources = trial_resources(
+                space_file.resources,
+                lambda: share_of_gpu(space_file, packs, shared_packs, files),
+            )
             for study in studies.values():
                 study.note("resources", resources)
             probe_nodes(files, shared_packs)

@@ -9,6 +9,7 @@ import torch
 from ray import tune
 
 from mimimi_core.config import TrialConfig
+from mimimi_core.crops import Crops
 from mimimi_core.pack import open_pack
 from mimimi_core.training import Training
 from search.failures import reason_of
@@ -71,13 +72,20 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         }
 
 
-def open_training(config: dict[str, Any]) -> tuple[Training, dict[str, float]]:
-    """A training on this worker and its last epoch's metrics, none if it has no checkpoint."""
+def open_training(
+    config: dict[str, Any], crops: Crops | None = None
+) -> tuple[Training, dict[str, float]]:
+    """A training on this worker and its last epoch's metrics, none if it has no checkpoint.
+
+    Args:
+        config: See `TrialRunner`.
+        crops: Of another training here on the same pack, with the same front-end.
+    """
     torch.set_num_threads(config["threads"])
     trial_config = TrialConfig.from_params(config["params"])
     files = _files(config)
     pack = open_pack(files.fetch(config["pack"]))
-    training = Training(trial_config, pack, objective=config["objective"])
+    training = Training(trial_config, pack, objective=config["objective"], crops=crops)
     with files.reading(f"{config['checkpoint']}/{CHECKPOINT}") as path:
         return training, training.restore(path) if path.exists() else {}
 

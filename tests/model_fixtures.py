@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimimi_core.config import (
     AugmentConfig,
@@ -107,3 +108,16 @@ def resplit(pack: Pack, chosen: np.ndarray, split: str) -> Pack:
     splits = pack.splits.copy()
     splits[chosen] = split
     return dataclasses.replace(pack, splits=splits)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes a host wait for its device: values that are read back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+        self.n += func.overloadpacket.__name__ in waits
+        return func(*args, **(kwargs or {}))

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from search import confirmation, run, study, trainable
+from search import confirmation, fresh_seeds, run, study, trainable
 from search.launch import run_trials
 from search.trainable import TrialRunner
 from tests.search_folder import Folder
@@ -80,12 +80,12 @@ def main(plan: Plan, options: Sequence[str]) -> int:
             _prepare(plan)
             super().setup(config)
 
-    def train_troubled(config: dict[str, Any]) -> Any:
+    def train_troubled(*args: Any, **options: Any) -> Any:
         _prepare(plan)
-        return vars(confirmation)["_train"](config)  # the search's own: this is another process
+        return fresh_seeds.train_seeds(*args, **options)
 
     vars(study)["run_trials"] = partial(run_trials, trainable=Runner)
-    vars(confirmation)["_train"] = train_troubled
+    vars(confirmation)["train_seeds"] = train_troubled
     if not plan.is_patient:
         _hurry()
         vars(study)["_FLUSH_S"] = 0.0
@@ -98,9 +98,9 @@ def _prepare(plan: Plan) -> None:
     if open_training.__name__ == "open_troubled":
         return
 
-    def open_troubled(config: dict[str, Any]) -> Any:
-        training, metrics = open_training(config)
-        run_epoch = training.run_epoch
+    def open_troubled(config: dict[str, Any], *crops: Any) -> Any:
+        training, metrics = open_training(config, *crops)
+        train_steps = training.train_steps
         is_fresh = CONFIRMATION in Path(config["checkpoint"]).parts
         who = CONFIRMATION if is_fresh else str(config["number"])
 
@@ -108,12 +108,12 @@ def _prepare(plan: Plan) -> None:
             is_first = _note(Path(plan.notes, NOTES), who, training.epoch + 1)
             if training.epoch == 1:
                 _do(plan.deeds.get(who, ""), is_first, Path(plan.notes, GO))
-            return run_epoch()
+            return train_steps()
 
-        vars(training)["run_epoch"] = run_troubled
+        vars(training)["train_steps"] = run_troubled
         return training, metrics
 
-    for name in ("search.trainable", "search.confirmation"):
+    for name in ("search.trainable", "search.fresh_seeds"):
         if name in sys.modules:
             vars(sys.modules[name])["open_training"] = open_troubled
     if not plan.is_patient:

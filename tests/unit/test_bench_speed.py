@@ -11,17 +11,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mimimi_core import fused
+from mimimi_core.clips import find_clips
 from mimimi_core.config import NetworkConfig
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.network import build_network, network_cost
+from mimimi_core.pack import open_pack, pack_clips
 from mimimi_core.training import Training
-from tests.audio_fixtures import write_wav
-from tests.bench import naive
+from tests.audio_fixtures import write_dcase2020, write_wav
+from tests.bench import gpu, naive
 from tests.bench.naive import NaiveClips, NaiveConv, NaiveNetwork, NaiveNorm
 from tests.bench.stopwatch import Stopwatch, TimedCall, step_flops
 from tests.bench.training import Ours
-from tests.model_fixtures import CPU, FRONTEND, NETWORK, tiny_config, tone, tone_pack
+from tests.model_fixtures import AUGMENT_ALL, CPU, FRONTEND, NETWORK, tiny_config, tone, tone_pack
 
 N_SAMPLES = 1000
 
@@ -129,6 +132,37 @@ def test_what_is_timed_is_what_training_does() -> None:
     assert float(plain.train_steps()) < expected  # the same epoch again, from better weights
     found = TimedCall(lambda a, b: a - b)
     assert found(5, 3) == 2
+
+
+def test_fused_seeds_are_timed_over_the_clips_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter((0.0, 2.0, 0.0, 2.0))
+    monkeypatch.setattr(gpu, "perf_counter", lambda: next(ticks))
+    config, pack = tiny_config(AUGMENT_ALL), tone_pack()
+    trainings = gpu.with_seeds(config, pack, 3, CPU)
+    assert [training.config.train.seed for training in trainings] == [0, 1, 2]
+    assert len({id(training.batches.crops) for training in trainings}) == 1
+    n_clips = len(pack.select("train"))
+    assert gpu.clips_per_s(trainings, epochs=5) == 5 * 3 * n_clips / 2
+    assert gpu.clips_per_s(trainings[:1], epochs=5) == 5 * n_clips / 2
+
+
+def test_the_gap_of_fused_seeds_is_rounding_and_would_show_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, pack = tiny_config(AUGMENT_ALL), tone_pack()
+    assert gpu.fused_gap(config, pack, 2, CPU) < 1e-5
+    train_steps = fused.train_steps
+    monkeypatch.setattr(fused, "train_steps", lambda trainings: 1.5 * train_steps(trainings))
+    assert gpu.fused_gap(config, pack, 2, CPU) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_packed_trainings_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    """One of them, since each imports torch anew."""
+    clips = find_clips(write_dcase2020(tmp_path, n_train=4, n_test=2))["fan"]
+    pack = open_pack(pack_clips(clips, tmp_path / "packs"))
+    found = gpu.several_at_once(tiny_config(), pack, CPU, epochs=1, counts=(1,))
+    assert found.keys() == {"packed_clips_per_s", "fused_clips_per_s"}
+    assert all(rates["1"] > 0 for rates in found.values())
 
 
 def test_without_a_gpu_its_bench_says_so_and_gives_no_figures() -> None:

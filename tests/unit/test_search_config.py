@@ -152,6 +152,7 @@ def test_a_condition_on_a_later_parameter_is_refused(tmp_path: Path) -> None:
         (STUDY + "resources: {cpu: 0}", ["resources.cpu", "0"]),
         (STUDY + "resources: {gpu: some}", ["resources.gpu", "auto", "'some'"]),
         (STUDY + "resources: {gpu: -1}", ["resources.gpu", ">= 0", "-1"]),
+        (STUDY + "confirmation: {fused: maybe}", ["confirmation.fused", "'auto', True", "'maybe'"]),
     ],
 )
 def test_a_section_that_breaks_a_rule_is_refused(

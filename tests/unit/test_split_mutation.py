@@ -6,6 +6,7 @@ none of them may be touched. Then each of several mutants, who peep, must be cau
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from mimimi_core.crops import Crops
 from mimimi_core.pack import Pack
 from mimimi_core.training import Training, objective_of
 from search.config import SpaceFile
-from search.confirmation import _train, finalists, find_winner
+from search.confirmation import finalists, find_winner
+from search.fresh_seeds import train_seeds
 from search.launch import checkpoint_name, worker_config
 from search.shared_files import SharedFiles
 from search.trainable import CHECKPOINT, TrialRunner
@@ -88,7 +90,8 @@ def search(pack: Pack, folder: Path) -> dict[str, Any]:
     told["finalists"] = finalists(study.trials(), SPACE.confirmation.top)
     for number in told["finalists"]:
         place = str(folder / "confirmation" / pack.machine_type / f"{number:05d}-0")
-        note = _train(config_of(number, place, study.train_seed(number, 0)))
+        config = config_of(number, place, study.train_seed(number, 0))
+        (note,) = train_seeds([config], hang_s=math.inf, gpu=0.0)
         assert "failure" not in note, note["failure"]
         study.note(f"confirmation/{number}/0", note)
         told[f"fresh seed of {number}"] = (note["objective"], timeless(note["metrics"]))
@@ -217,19 +220,19 @@ def report_the_test(patch: Patch) -> None:
 def confirm_on_the_test(patch: Patch) -> None:
     """Trials are innocent, but fresh seeds are compared by their test AUC."""
 
-    def open_training(config: dict[str, Any]) -> tuple[Training, dict[str, float]]:
+    def open_training(config: dict[str, Any], *args: Any) -> tuple[Training, dict[str, float]]:
         from search.trainable import open_training
 
-        opened, metrics = open_training(config)
-        run_epoch = opened.run_epoch
+        opened, metrics = open_training(config, *args)
+        finish_epoch = opened.finish_epoch
 
-        def mutant() -> dict[str, float]:
-            return run_epoch() | {opened.objective: opened.auc_report("test").auc or 0.0}
+        def mutant(loss: Tensor) -> dict[str, float]:
+            return finish_epoch(loss) | {opened.objective: opened.auc_report("test").auc or 0.0}
 
-        opened.run_epoch = mutant  # type: ignore[method-assign]
+        opened.finish_epoch = mutant  # type: ignore[method-assign]
         return opened, metrics
 
-    patch.setattr("search.confirmation.open_training", open_training)
+    patch.setattr("search.fresh_seeds.open_training", open_training)
 
 
 MUTANTS: dict[str, Callable[[Patch], None]] = {

@@ -8,15 +8,22 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimimi_core.checkpoint import CheckpointError
 from mimimi_core.clips import find_clips
 from mimimi_core.config import AugmentConfig, ConfigError, TrainConfig
 from mimimi_core.pack import Pack, open_pack, pack_clips
-from mimimi_core.training import NonFiniteLossError, Training, held_out_normals, objective_of
+from mimimi_core.systems import Logits, Loss
+from mimimi_core.training import (
+    NonFiniteLossError,
+    Training,
+    compiled,
+    held_out_normals,
+    objective_of,
+)
 from tests.audio_fixtures import write_dcase2020
-from tests.model_fixtures import AUGMENT_ALL, CPU, resplit, tiny_config, tone_pack
+from tests.model_fixtures import AUGMENT_ALL, CPU, Reads, resplit, tiny_config, tone_pack
+from tests.system_fixtures import Constant
 
 
 @pytest.fixture(scope="module")
@@ -222,12 +229,16 @@ def test_a_learning_rate_that_explodes_is_told() -> None:
         training.run_epoch()
 
 
-def test_the_loss_is_the_weighted_sum_of_the_heads(pack: Pack) -> None:
-    config = tiny_config(loss_weight_magnitude=0.5, loss_weight_complex=0.25)
-    training = Training(config, pack, CPU)
-    terms = {"total": torch.tensor(1.0), "magnitude": torch.tensor(8.0)}
-    assert float(training._weighted(terms)) == 1 + 0.5 * 8
-    assert float(training._weighted(terms | {"complex": torch.tensor(2.0)})) == 5 + 0.25 * 2
+def test_the_loss_is_the_weighted_sum_of_the_heads() -> None:
+    class Given(Constant):
+        def losses(self, features: Tensor, target: Tensor) -> dict[str, Tensor]:
+            terms = {"total": 1.0, "magnitude": 8.0, "complex": 2.0}
+            return {name: torch.tensor(terms[name]) for name in list(terms)[: len(features)]}
+
+    network = Given(Logits(None, None, torch.zeros(1, 1)))
+    loss = Loss(network, TrainConfig(loss_weight_magnitude=0.5, loss_weight_complex=0.25))
+    assert float(loss(torch.zeros(2), torch.zeros(2))) == 1 + 0.5 * 8
+    assert float(loss(torch.zeros(3), torch.zeros(3))) == 5 + 0.25 * 2
 
 
 def test_cosine_falls_to_zero_over_the_epochs(pack: Pack) -> None:
@@ -242,6 +253,46 @@ def test_cosine_falls_to_zero_over_the_epochs(pack: Pack) -> None:
     constant = Training(tiny_config(lr=0.01), pack, CPU)
     constant.run_epoch()
     assert constant.optimizer.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_training_differs_by_rounding_alone(
+    pack: Pack, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the compiler's last stage, which takes most of a minute."""
+    made = []
+
+    def compile_quickly(loss: Loss, device: torch.device) -> Any:
+        made.append(compiled(loss, device, backend="aot_eager"))
+        return made[-1]
+
+    monkeypatch.setattr("mimimi_core.training.compiled", compile_quickly)
+    plain = Training(tiny_config(AUGMENT_ALL, precision=precision), pack, CPU)
+    assert not made
+    found = Training(tiny_config(AUGMENT_ALL, precision=precision, compile=True), pack, CPU)
+    assert len(made) == 1
+    for _ in range(2):
+        expected = plain.run_epoch()
+        assert found.run_epoch() == pytest.approx(
+            expected, rel=1e-4 if precision == "fp32" else 0.05
+        )
+    assert found.network.state_dict().keys() == plain.network.state_dict().keys()
+
+
+def test_the_ninth_network_of_a_worker_is_still_compiled(pack: Pack) -> None:
+    """By itself torch would run it as it is, with a warning."""
+    from torch._dynamo.testing import CompileCounter  # loads the compiler
+
+    counter = CompileCounter()
+    for channels in range(1, 10):
+        config = tiny_config()
+        config = dataclasses.replace(
+            config, network=dataclasses.replace(config.network, channels=channels)
+        )
+        own = Training(config, pack, CPU)
+        features, target, _ = next(own.draw_epoch())
+        compiled(own.loss, CPU, backend=counter)(features, target)
+        assert counter.frame_count == channels
 
 
 def test_the_objective_needs_one_id_with_both_labels_in_val(pack: Pack) -> None:
@@ -318,22 +369,9 @@ def test_weight_decay_is_decoupled_from_the_gradient(pack: Pack) -> None:
     torch.testing.assert_close(difference, 0.01 * 0.5 * start, rtol=1e-3, atol=1e-6)
 
 
-class _Reads(TorchDispatchMode):
-    """Counts what makes a host wait for its device: values that are read back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
-        self.n += func.overloadpacket.__name__ in waits
-        return func(*args, **(kwargs or {}))
-
-
 def test_the_steps_of_an_epoch_read_nothing_back_from_the_device() -> None:
     training = Training(tiny_config(AUGMENT_ALL), tone_pack(), CPU)
-    with _Reads() as reads:
+    with Reads() as reads:
         loss = training.train_steps()
     assert reads.n == 0
     with reads:
