@@ -152,17 +152,20 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _next_paused(self, machine_type: str, wanting: list[str]) -> int | None:
         """The paused trial of a type that goes on next; None if they all have to wait.
 
-        When there are no new trials any more, the best go on until there are enough finalists.
+        One goes on early, so that a search which is cut off by its time has a complete trial. When
+        there are no new trials any more, the best go on until there are enough finalists.
         """
         study, paused = self._studies[machine_type], self._paused(machine_type)
         if not paused:
             return None
         if numbers := self._scheduler.due(study):
             return numbers[0]
-        on_their_way = study.count("complete") + self._n_live(machine_type)
-        if machine_type in wanting or on_their_way >= self._finalists:
+        is_early = machine_type in wanting
+        if is_early and len(paused) < self._scheduler.least_rivals:
             return None
-        return furthest(paused)
+        live = [study.trial(number) for name, number in self._live.values() if name == machine_type]
+        on_their_way = study.count("complete") + sum("paused" in t.user_attrs for t in live)
+        return furthest(paused) if on_their_way < (1 if is_early else self._finalists) else None
 
     def _go_on(self, wanting: list[str]) -> tuple[str, FrozenTrial] | None:
         """A paused trial that may go on."""

@@ -106,7 +106,7 @@ def test_a_whole_search_leaves_nothing_behind(tmp_path: Path, sampler: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("finalists", "sign", "whole"), [(1, 1, {2, 3}), (3, 1, {1, 2, 3}), (1, -1, {0})]
+    ("finalists", "sign", "whole"), [(1, 1, {1, 2, 3}), (4, 1, {0, 1, 2, 3}), (1, -1, {0})]
 )
 def test_the_best_go_on_at_the_end_until_there_are_enough_finalists(
     tmp_path: Path, finalists: int, sign: int, whole: set[int]
@@ -115,6 +115,14 @@ def test_the_best_go_on_at_the_end_until_there_are_enough_finalists(
         run_all(search, lambda trial: 0.7 + sign * trial.number / 20)
         trials = search.studies["fan"].trials()
     assert {t.number for t in trials if t.state == TrialState.COMPLETE} == whole
+
+
+def test_one_is_complete_early_lest_the_time_be_up(tmp_path: Path) -> None:
+    with searching(tmp_path, 99, scheduler=PAUSING, slots=1) as search:
+        told = [run_until_paused(search, 0.9 - n / 100).number for n in (0, 1, 0, 0)]
+        assert told == [0, 1, 0, 0]  # by itself; among two; with nobody beside it
+        assert ending_of(search.studies["fan"].trial(0)) == "complete"
+        assert run_until_paused(search, 0.5).number == 2
 
 
 def test_a_larger_budget_adds_trials_that_meet_those_of_before(tmp_path: Path) -> None:
