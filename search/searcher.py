@@ -66,7 +66,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """A configuration, None while all slots are taken, or FINISHED."""
         wanting = self._wanting()
         self._retire(wanting)
-        if not self._unfinished and not wanting and not any(map(self._paused, self._studies)):
+        if not self._unfinished and not wanting and not self._may_go_on():
             return str(Searcher.FINISHED)
         if not self._has_room():
             return None
@@ -140,6 +140,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             if counts[name] < self._n_trials and not study.is_exhausted
         ]
         return sorted(left, key=lambda name: counts[name])
+
+    def _may_go_on(self) -> bool:
+        """Whether a trial is paused, or runs and may pause yet."""
+        return any(map(self._paused, self._studies)) or (
+            self._scheduler.pauses and bool(self._live)
+        )
 
     def _paused(self, machine_type: str) -> list[FrozenTrial]:
         if not self._scheduler.pauses:  # asked in every turn of Tune's loop, so it must cost little
