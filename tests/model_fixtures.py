@@ -23,6 +23,15 @@ from mimimi_core.pack import Pack
 FRONTEND = FrontendConfig(n_fft=64, hop=32, n_frames=8)  # crops of 288 samples, spectra 33 x 8
 NETWORK = NetworkConfig(channels=2, depth=3)
 AUGMENT_ALL = AugmentConfig(mixing=True, mask=True, noise=True, shift=True)
+# As a trial has them; with the hop of the length of a window, a crop is half a thousand samples.
+TINY_PARAMS = {
+    "network.channels": 2,
+    "network.depth": 3,
+    "frontend.n_fft": 64,
+    "frontend.hop": 64,
+    "frontend.n_frames": 8,
+    "train.precision": "fp32",
+}
 CPU = torch.device("cpu")
 
 

@@ -47,6 +47,22 @@ class Plan:
     is_patient: bool = True
 
 
+def space_of(trials: int, study: str = "") -> str:
+    """The space file of a search with one fresh seed at its end, but for its parameters.
+
+    Args:
+        trials: Of each machine type, all of three epochs.
+        study: Further settings of the study, such as ", hang_minutes: 1".
+    """
+    return f"""
+study: {{trials: {trials}, epochs: 3{study}}}
+sampler: {{name: random}}
+scheduler: {{name: none}}
+confirmation: {{top: 1, seeds: 1}}
+resources: {{cpu: 1}}
+"""
+
+
 class TroubledFolder(Folder):
     """Whose command follows a plan."""
 

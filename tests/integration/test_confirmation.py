@@ -18,23 +18,16 @@ from search.shared_files import SharedFiles
 from search.storages import open_storage
 from search.studies import TypeStudy
 from tests.audio_fixtures import write_dcase2020
+from tests.model_fixtures import TINY_PARAMS
 from tests.study_fixtures import new_study
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
-FIXED = {
-    "network.channels": 2,
-    "network.depth": 3,
-    "frontend.n_fft": 64,
-    "frontend.hop": 64,
-    "frontend.n_frames": 8,
-    "train.precision": "fp32",
-}
 LR = {"kind": "float", "low": 1e-3, "high": 1e-2, "log": True}
 
 
 def space(fused: bool | str) -> SpaceFile:
-    parameters = {name: {"kind": "fixed", "value": value} for name, value in FIXED.items()}
+    parameters = {name: {"kind": "fixed", "value": value} for name, value in TINY_PARAMS.items()}
     return SpaceFile.model_validate(
         {
             "study": {"trials": 2, "epochs": 3},

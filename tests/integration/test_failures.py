@@ -10,18 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 from search.failures import WORKER_RETRIES
 from tests.invariant import check_invariant, open_journal
 from tests.search_folder import Snapshot
-from tests.troubled_search import CONFIRMATION, TroubledFolder
+from tests.troubled_search import CONFIRMATION, TroubledFolder, space_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 N_TRIALS, HANG_S = 4, 10
-SPACE = f"""
-study: {{trials: {N_TRIALS}, epochs: 3, hang_minutes: {HANG_S / 60}}}
-sampler: {{name: random}}
-scheduler: {{name: none}}
-confirmation: {{top: 1, seeds: 1}}
-resources: {{cpu: 1}}
-"""
+SPACE = space_of(N_TRIALS, f", hang_minutes: {HANG_S / 60}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,12 @@ class Story:
 
 @pytest.fixture(scope="module")
 def hung(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, ray_cluster: str) -> Story:
-    folder = TroubledFolder(tmp_path_factory.mktemp("hung"), empty_store, SPACE, ["fan"])
+    folder = TroubledFolder(
+        tmp_path_factory.mktemp("hung"),
+        empty_store,
+        SPACE,
+        ["fan"],
+    )
     folder.follow({0: "hang always", 1: "hang once", 2: "freeze once"})
     return Story(folder, folder.run("--address", ray_cluster))
 

@@ -17,25 +17,18 @@ import pytest
 from search.trainable import CHECKPOINT
 from tests.invariant import Trials, check_invariant, open_journal
 from tests.small_disk import SmallDisk, small_disk
-from tests.troubled_search import TroubledFolder
+from tests.troubled_search import TroubledFolder, space_of
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 N_TRIALS = 5
-SPACE = f"""
-study: {{trials: {N_TRIALS}, epochs: 3}}
-sampler: {{name: random}}
-scheduler: {{name: none}}
-confirmation: {{top: 1, seeds: 1}}
-resources: {{cpu: 1}}
-"""
 WAITING = {1: "wait", 2: "wait"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, empty_store: Path, ray_cluster: str) -> TroubledFolder:
-    folder = TroubledFolder(tmp_path, empty_store, SPACE, ["fan"])
+    folder = TroubledFolder(tmp_path, empty_store, space_of(N_TRIALS), ["fan"])
     folder.options += ["--address", ray_cluster]
     return folder
 

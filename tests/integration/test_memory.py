@@ -13,19 +13,12 @@ from optuna.trial import TrialState
 from search.failures import WORKER_RETRIES
 from search.studies import ending_of
 from tests.invariant import check_invariant, open_journal
-from tests.troubled_search import CONFIRMATION, TroubledFolder
+from tests.troubled_search import CONFIRMATION, TroubledFolder, space_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 TO_GIVE = 4e9  # of which driver, Ray and two workers take a half
 N_TRIALS = 4
-SPACE = f"""
-study: {{trials: {N_TRIALS}, epochs: 3}}
-sampler: {{name: random}}
-scheduler: {{name: none}}
-confirmation: {{top: 1, seeds: 1}}
-resources: {{cpu: 1}}
-"""
 
 
 def test_what_leaks_is_killed_and_a_trial_s_like_avoided_and_the_others_finish(
@@ -35,7 +28,7 @@ def test_what_leaks_is_killed_and_a_trial_s_like_avoided_and_the_others_finish(
     if memory.available < 2 * TO_GIVE:
         pytest.skip(f"needs {2 * TO_GIVE:.1e} free bytes of memory, has {memory.available:.1e}")
     threshold = (memory.total - memory.available + TO_GIVE) / memory.total
-    folder = TroubledFolder(tmp_path, empty_store, SPACE, ["fan"])
+    folder = TroubledFolder(tmp_path, empty_store, space_of(N_TRIALS), ["fan"])
     folder.follow({1: "leak", CONFIRMATION: "leak"})
     done = folder.run(environment={"RAY_memory_usage_threshold": f"{threshold:.4f}"})
     assert done.exit_code == 0, done.stderr

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from search.failures import WORKER_RETRIES
 from tests.invariant import check_invariant, open_journal
-from tests.troubled_search import TroubledFolder
+from tests.troubled_search import TroubledFolder, space_of
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -24,13 +24,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 RAY = Path(sys.executable).with_name("ray")
 NOTICE = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "110"]
 N_TAKEN = WORKER_RETRIES + 1
-SPACE = """
-study: {trials: 2, epochs: 3}
-sampler: {name: random}
-scheduler: {name: none}
-confirmation: {top: 1, seeds: 1}
-resources: {cpu: 1}
-"""
 
 
 def test_machines_that_are_taken_back_do_not_count_against_a_trial(
@@ -38,7 +31,7 @@ def test_machines_that_are_taken_back_do_not_count_against_a_trial(
 ) -> None:
     monkeypatch.delenv("RAY_OVERRIDE_RESOURCES", raising=False)  # of the cluster others share
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    folder = TroubledFolder(tmp_path, empty_store, SPACE, ["fan"])
+    folder = TroubledFolder(tmp_path, empty_store, space_of(2), ["fan"])
     folder.follow({0: "wait"})
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temp:
         monkeypatch.setenv("RAY_TMPDIR", temp)  # where Ray notes which cluster is the current one

@@ -15,17 +15,13 @@ from search import fresh_seeds, trainable
 from search.fresh_seeds import gpu_of, seeds_at_once, train_seeds
 from search.shared_files import SharedFilesError
 from tests.audio_fixtures import write_dcase2020
+from tests.model_fixtures import TINY_PARAMS
 
 EPOCHS = 3
 SEEDS = (11, 12, 13)
 DEEP: dict[str, Any] = {
+    **TINY_PARAMS,
     "train.epochs": EPOCHS,
-    "train.precision": "fp32",
-    "network.channels": 2,
-    "network.depth": 3,
-    "frontend.n_fft": 64,
-    "frontend.hop": 64,
-    "frontend.n_frames": 8,
 }
 ALWAYS = {"hang_s": 600.0, "gpu": 0.0}
 

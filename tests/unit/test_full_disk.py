@@ -19,17 +19,14 @@ from search.storages import JOURNAL, open_storage
 from search.studies import StorageLost, TypeStudy
 from search.trainable import TrialRunner
 from tests.audio_fixtures import write_dcase2020
+from tests.model_fixtures import TINY_PARAMS
 from tests.small_disk import small_disk
 from tests.store_fixtures import Clock
 from tests.study_fixtures import new_study
 
 EPOCHS = 3
 PARAMS = {
-    "network.channels": 2,
-    "network.depth": 3,
-    "frontend.n_frames": 8,
-    "frontend.n_fft": 64,
-    "frontend.hop": 64,
+    **TINY_PARAMS,
     "train.epochs": EPOCHS,
 }
 

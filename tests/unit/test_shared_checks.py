@@ -16,17 +16,13 @@ from search.shared_checks import StorageStopper, _probe, probe_nodes
 from search.shared_files import SharedFiles
 from search.trainable import CHECKPOINT, TrialRunner
 from tests.audio_fixtures import write_dcase2020
+from tests.model_fixtures import TINY_PARAMS
 from tests.store_fixtures import Faulty
 
 PARAMS = {
+    **TINY_PARAMS,
     "train.epochs": 1,
     "train.seed": 0,
-    "train.precision": "fp32",
-    "network.channels": 2,
-    "network.depth": 3,
-    "frontend.n_fft": 64,
-    "frontend.hop": 64,
-    "frontend.n_frames": 8,
 }
 
 

@@ -14,19 +14,15 @@ from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
 from search.trainable import TrialRunner
 from tests.audio_fixtures import write_dcase2020
 from tests.doubles import space_file
+from tests.model_fixtures import TINY_PARAMS
 from tests.store_fixtures import Clock, Faulty
 from tests.study_fixtures import new_study
 
 EPOCHS = 3
 PARAMS = {
+    **TINY_PARAMS,
     "train.epochs": EPOCHS,
     "train.seed": 0,
-    "train.precision": "fp32",
-    "network.channels": 2,
-    "network.depth": 3,
-    "frontend.n_fft": 64,
-    "frontend.hop": 64,
-    "frontend.n_frames": 8,
 }
 FOR_EVER = 10**6
 
