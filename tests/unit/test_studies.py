@@ -185,10 +185,13 @@ def test_the_best_trial_is_a_complete_one(tmp_path: Path) -> None:
         study.finish(pruned, TrialState.PRUNED, reason="stopped")
         study.finish(study.ask().number, TrialState.FAIL, reason="crash: x")
         study.ask()
+        paused = study.ask().number
+        study.record_epoch(paused, 1, {}, 0.98)
+        study.pause(paused)
         best = study.best()
         assert best is not None
         assert (best.number, best.value) == (1, 0.7)  # the earlier of two equals
-        assert [study.count(ending) for ending in get_args(Ending)] == [3, 1, 1, 1]
+        assert [study.count(ending) for ending in get_args(Ending)] == [3, 1, 1, 1, 1]
         assert study.trial(pruned).user_attrs["reason"] == "stopped"
 
 
