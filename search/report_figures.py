@@ -16,7 +16,7 @@ STATE_STYLES = {  # state -> colour, sign of plotly; a waiting trial is drawn no
     "infeasible": ("#7a7a7a", "square-open"),
     "failed": ("#c02b2b", "x-thin-open"),
     "running": ("#2f9152", "circle-open"),
-    "paused": ("#8d7b3a", "hourglass-open"),
+    "paused": ("#8d7b3a", "triangle-up-open"),
 }
 WENT_ON = "#dfe5ec"  # trials that lived on after an epoch
 BEST_SO_FAR = "#14325c"

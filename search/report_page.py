@@ -16,7 +16,7 @@ _SIGNS = {  # of plotly's markers, in text
     "triangle-down-open": "▽",
     "square-open": "□",
     "x-thin-open": "✕",
-    "hourglass-open": "⧖",
+    "triangle-up-open": "△",
 }
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #f3f5f8; margin: 0; }
