@@ -153,7 +153,7 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         self._rule, self._watch = RULES[config.name], watch or HangWatch(None)
         self.stopped: set[str] = set()  # ids of trials that were ended early
         self.pauses = config.name == "asha_pause"
-        self.least_rivals = config.reduction_factor  # of whom the best one is told
+        self.least_rivals = config.reduction_factor**2  # before one goes on unjudged
         self.paused: set[str] = set()  # ids of trials that were ended, and may go on later
         self.losses: dict[str, list[str]] = {}  # trial id -> why its workers died, one by one
         self.n_waiting = 0  # trials that nobody runs yet

@@ -4,16 +4,22 @@
 
 Replays recorded learning curves: of 20 learners on the data sets of LCDB, and of own trials
 (`own_curves.json`, made by `tests.bench.record_curves`). Epochs are those that all workers trained,
-for trials that were stopped or still run as well.
+for trials that were stopped or still run as well. One worker shows what early stopping saves;
+several also pay for what they train before anything is known.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Iterable
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from search.config import SamplerConfig, SchedulerConfig
 from search.samplers import derive_seed
@@ -21,11 +27,12 @@ from tests.bench.curves import Curves, lcdb, lcdb_curves, own_curves
 from tests.bench.simulation import NO_SCHEDULER, simulate
 
 N_RANDOM = 40  # trials of the random search to compare with: those of spaces/complex.yaml
-WORKERS = 4
+WORKERS = (1, 4)
 POINTS = 1000  # shares of the random search's epochs at which searches are looked at
 DEFAULT, RANDOM = SamplerConfig(), SamplerConfig(name="random")
-ENDING_EARLY = (SchedulerConfig(name="asha"), SchedulerConfig(name="asha_pause"))
+ASHA, PAUSING = SchedulerConfig(name="asha"), SchedulerConfig(name="asha_pause")
 STOPPED = 4 * N_RANDOM  # trials of a search that stops most of them early
+Figures = dict[str, float | list[float] | None]
 # Suffix of a key -> by what the best trial is judged: what the search sees, or what it is worth.
 JUDGED = {"": "by value", "_by_mean": "by mean of seeds"}
 _RESAMPLINGS = 2000
@@ -50,17 +57,16 @@ class Estimate(NamedTuple):
 
 
 ARMS = {
-    name: arm
-    for sampler in (RANDOM, DEFAULT)
-    for name, arm in (
-        (sampler.name, Arm(sampler, NO_SCHEDULER, N_RANDOM)),
-        *((f"{sampler.name}, {s.name}", Arm(sampler, s, STOPPED)) for s in ENDING_EARLY),
-    )
+    "random": Arm(RANDOM, NO_SCHEDULER, N_RANDOM),
+    "random, asha": Arm(RANDOM, ASHA, STOPPED),
+    "random, asha_pause": Arm(RANDOM, PAUSING, STOPPED),
+    "auto": Arm(DEFAULT, NO_SCHEDULER, N_RANDOM),
+    "auto, asha_pause": Arm(DEFAULT, PAUSING, STOPPED),
 }
 OURS = list(ARMS)[-1]
 
 
-def gains(curves: Curves, arm: Arm, seed: int) -> tuple[np.ndarray, float]:
+def gains(curves: Curves, arm: Arm, workers: int, seed: int) -> tuple[np.ndarray, float]:
     """What a search has found after each share of the epochs of `N_RANDOM` full random trials.
 
     Returns:
@@ -76,7 +82,7 @@ def gains(curves: Curves, arm: Arm, seed: int) -> tuple[np.ndarray, float]:
         scheduler=arm.scheduler,
         n_trials=arm.n_trials,
         epochs=curves.epochs[-1],
-        workers=WORKERS,
+        workers=workers,
         seed=seed,
     )
     params = {trial.number: trial.params for trial in trials}
@@ -87,9 +93,9 @@ def gains(curves: Curves, arm: Arm, seed: int) -> tuple[np.ndarray, float]:
         value = report.step.value
         is_complete = report.step.epoch == curves.epochs[-1] and value is not None
         if is_complete and value > best[0, -1]:
-            column = math.ceil(round(report.time_s * WORKERS / budget * POINTS, 6))
+            column = math.ceil(round(report.time_s * workers / budget * POINTS, 6))
             best[:, column:] = [[value], [curves.mean(params[report.number])]]
-    return (best - single) / (target - single), reports[-1].time_s * WORKERS / budget
+    return (best - single) / (target - single), reports[-1].time_s * workers / budget
 
 
 class Found(NamedTuple):
@@ -99,17 +105,32 @@ class Found(NamedTuple):
     spent: np.ndarray  # (tasks,)
 
 
-def measure(tasks: Iterable[Curves], n_searches: int) -> dict[str, Found]:
+def search(curves: Curves, workers: int, n_searches: int) -> dict[str, tuple[np.ndarray, float]]:
+    """Let each arm search a task: means over searches of what `gains` returns."""
+    seeds = [derive_seed(curves.name, index) for index in range(n_searches)]
+    means = {}
+    for name, arm in ARMS.items():
+        found, spent = zip(*(gains(curves, arm, workers, seed) for seed in seeds), strict=True)
+        means[name] = np.mean(found, 0), float(np.mean(spent))
+    return means
+
+
+def measure(tasks: Sequence[Curves], workers: int, n_searches: int) -> dict[str, Found]:
     """Let each arm search each task."""
-    runs: dict[str, list[tuple[np.ndarray, float]]] = {name: [] for name in ARMS}
-    for curves in tasks:
-        for name, arm in ARMS.items():
-            seeds = [derive_seed(curves.name, index) for index in range(n_searches)]
-            found, spent = zip(*(gains(curves, arm, seed) for seed in seeds), strict=True)
-            runs[name].append((np.mean(found, 0), float(np.mean(spent))))
+    # Processes, not threads: the Gaussian process of one search leaves other cores idle.
+    context = multiprocessing.get_context("spawn")
+    of_tasks = []
+    with ProcessPoolExecutor(
+        mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        work = partial(search, workers=workers, n_searches=n_searches)
+        for of_task in pool.map(work, tasks):
+            of_tasks.append(of_task)
+            print(f"\r{len(of_tasks)} of {len(tasks)} tasks", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return {
         name: Found(*(np.array(column) for column in zip(*rows, strict=True)))
-        for name, rows in runs.items()
+        for name, rows in ((name, [of_task[name] for of_task in of_tasks]) for name in ARMS)
     }
 
 
@@ -135,10 +156,10 @@ def share_of_mean(gains: np.ndarray) -> Estimate:
     return Estimate(mean, *np.quantile(drawn, [0.025, 0.975]))
 
 
-def print_lcdb(found: dict[str, Found], lengths: np.ndarray) -> None:
+def print_lcdb(found: dict[str, Found], workers: int, lengths: np.ndarray) -> None:
     """Print a row per arm, then what ours needs by the length of the curves."""
     heads = [f"{f'{how}, never':>28}{'of the mean gain':>22}" for how in JUDGED.values()]
-    print(f"{'LCDB':18}{''.join(heads)}{'spent':>7}{'tasks':>7}")
+    print(f"{f'LCDB, workers: {workers}':20}{''.join(heads)}{'spent':>7}{'tasks':>7}")
     rows = dict(found)
     for length in np.unique(lengths).tolist():
         rows[f"  of {length}"] = Found(*(column[lengths == length] for column in found[OURS]))
@@ -148,7 +169,31 @@ def print_lcdb(found: dict[str, Found], lengths: np.ndarray) -> None:
             never = np.isnan(shares(judged)).sum()
             cells += f"{f'{mean_share(judged).shown}, {never}':>28}"
             cells += f"{share_of_mean(judged).shown:>22}"
-        print(f"{name:18}{cells}{row.spent.mean():7.2f}{len(row.spent):7}")
+        print(f"{name:20}{cells}{row.spent.mean():7.2f}{len(row.spent):7}", flush=True)
+
+
+def print_own(found: dict[str, Found], workers: int, names: Sequence[str]) -> None:
+    """Print a row per arm, by value."""
+    head = f"own, workers: {workers}"
+    print(f"{head:20}" + "".join(f"{name:>10}" for name in names))
+    for name, row in found.items():
+        needed = shares(row.gains[:, 0]).tolist()
+        cells = [f"{'never' if math.isnan(share) else f'{share:.3f}':>10}" for share in needed]
+        print(f"{name:20}{''.join(cells)}", flush=True)
+
+
+def figures(found: dict[str, Found], own: dict[str, Found], names: Sequence[str]) -> Figures:
+    """What ours needs, for the line of JSON."""
+    flat: Figures = {}
+    for suffix, judged in zip(JUDGED, np.moveaxis(found[OURS].gains, 1, 0), strict=True):
+        for key, (mean, *interval) in (
+            ("epochs_ratio_to_random", mean_share(judged)),
+            ("epochs_ratio_of_mean_gain", share_of_mean(judged)),
+        ):
+            flat |= {f"{key}{suffix}": mean, f"{key}{suffix}_ci": interval}
+    for name, share in zip(names, shares(own[OURS].gains[:, 0]).tolist(), strict=True):
+        flat[f"epochs_ratio_own_{name}"] = None if math.isnan(share) else share
+    return flat
 
 
 def main() -> None:
@@ -167,30 +212,19 @@ def main() -> None:
     print(
         f"share of the epochs of {N_RANDOM} full random trials after which the best complete trial"
     )
-    print(f"is as good as random search expects of its best; {WORKERS} workers: of the mean of")
+    print("is as good as random search expects of its best: of the mean of")
     print(
         f"{n_searches} searches, mean over tasks, never being 1; and of the mean gain of all tasks"
     )
-    tasks = list(lcdb_curves(lcdb()))[::every]
-    found = measure(tasks, n_searches)
-    print_lcdb(found, np.array([task.epochs[-1] for task in tasks]))
-    figures: dict[str, float | list[float] | None] = {}
-    for suffix, judged in zip(JUDGED, np.moveaxis(found[OURS].gains, 1, 0), strict=True):
-        for key, (mean, *interval) in (
-            ("epochs_ratio_to_random", mean_share(judged)),
-            ("epochs_ratio_of_mean_gain", share_of_mean(judged)),
-        ):
-            figures |= {f"{key}{suffix}": mean, f"{key}{suffix}_ci": interval}
-    own = list(own_curves())
-    print(f"{f'own, {n_own} each':18}" + "".join(f"{curves.name:>10}" for curves in own))
-    for name, of_types in measure(own, n_own).items():
-        needed = shares(of_types.gains[:, 0]).tolist()
-        cells = [f"{'never' if math.isnan(share) else f'{share:.3f}':>10}" for share in needed]
-        print(f"{name:18}{''.join(cells)}")
-        if name == OURS:
-            for curves, share in zip(own, needed, strict=True):
-                figures[f"epochs_ratio_own_{curves.name}"] = None if math.isnan(share) else share
-    print(json.dumps(figures | {"searches": n_searches, "datasets": len(tasks)}))
+    tasks, own = list(lcdb_curves(lcdb()))[::every], list(own_curves())
+    lengths, names = np.array([task.epochs[-1] for task in tasks]), [task.name for task in own]
+    of_workers = {}
+    for workers in WORKERS:
+        found, of_own = measure(tasks, workers, n_searches), measure(own, workers, n_own)
+        print_lcdb(found, workers, lengths)
+        print_own(of_own, workers, names)
+        of_workers[f"workers_{workers}"] = figures(found, of_own, names)
+    print(json.dumps(of_workers | {"searches": n_searches, "datasets": len(tasks)}))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_the_recorded_own_curves_are_whole() -> None:
 
 def test_a_search_gains_once_the_epochs_of_its_trials_are_trained() -> None:
     curves = two_points([[0.9, 0.6], [0.9, 0.8]], [[0.1, 0.2]])
-    found, spent = gains(curves, FULL, seed=0)
+    found, spent = gains(curves, FULL, workers=4, seed=0)
     assert not found[:, :100].any()  # 4 workers train 3 epochs each of 120: a tenth
     assert spent == pytest.approx(0.1)
     # A random trial has 0.45 by either, the best of 40 has 0.8 by value and 0.7 by mean.

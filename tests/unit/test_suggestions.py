@@ -60,6 +60,22 @@ def over(limit: float) -> Callable[[Params], dict[str, float]]:
     return lambda params: {"rate": params["train.lr"] / limit - 1}
 
 
+@pytest.mark.parametrize("name", ["random", "tpe", "gp"])
+def test_what_was_tried_is_not_tried_again_while_there_is_else(name: str) -> None:
+    choices = [4, 8, 12, 16, 20]
+    parameters = {"network.channels": {"kind": "categorical", "choices": choices}}
+    sampler = SamplerConfig(name=name, startup_trials=2)
+    study = new_study(parameters=parameters, sampler=sampler)
+    levels = dict(zip(choices, (0.9, 0.1, 0.1, 0.1, 0.1), strict=True))  # nothing tempts away
+    tried = []
+    for _ in range(7):
+        trial = study.ask()
+        tried.append(all_params(trial)["network.channels"])
+        complete(study, trial, levels[tried[-1]])
+    assert sorted(tried[:5]) == choices
+    assert set(tried[5:]) <= set(choices)
+
+
 class TestOffers:
     FIRST: Params = {"train.lr": 1e-3, "network.attention": False, "network.depth": 4}
     SECOND: Params = {"train.lr": 1e-2, "network.attention": True, "network.depth": 4}
