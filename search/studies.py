@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
-from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -27,7 +26,6 @@ EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
 INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
 _MOST_DIFFERENCES = 3  # shown when a study is refused
 _MOST_INFEASIBLE = 200  # suggestions in a row before a search gives up
-_REDRAWS = 20  # at random, in search of a configuration that was not tried yet
 
 Ending = Literal["complete", "pruned", "failed", "running", "paused"]
 Offer = tuple[str, Params]  # where a configuration comes from, and its parameters
@@ -179,25 +177,11 @@ class TypeStudy:
             given=given,
             whole=whole,
         )
-        if given is None:
-            drawn = self._untried_like(drawn, trials, seed)
+        if given is None and all_params(drawn) in map(all_params, trials):
+            # A second try only repeats the luck of a seed, which confirmation judges better.
+            drawn = self._view.draw_untried(trials, seed) or drawn
         drawn.user_attrs.update(offered)
         return drawn
-
-    def _untried_like(
-        self, drawn: FrozenTrial, trials: Sequence[FrozenTrial], seed: int
-    ) -> FrozenTrial:
-        """A suggestion, or a random one in place of a configuration that was tried already.
-
-        A second try only repeats the luck of a seed, which confirmation judges better; where all
-        that is drawn was tried, the suggestion stands.
-        """
-        tried = [all_params(trial) for trial in trials]
-        if all_params(drawn) not in tried:
-            return drawn
-        samplers = (RandomSampler(seed=derive_seed(seed, i)) for i in range(_REDRAWS))
-        others = (self._view.draw(sampler, trials) for sampler in samplers)
-        return next((other for other in others if all_params(other) not in tried), drawn)
 
     def _create(
         self,

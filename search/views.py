@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search.space import Params, Space, all_params, neutral
 
 _CONSTRAINT = "constraints:"  # how Optuna's system attributes of a constraint begin
+_MOST_DRAWS = 20  # in search of a configuration that was not tried yet
 COST = "second_objective"  # user attribute of a trial: what it costs; of a study: in what
 
 
@@ -67,6 +68,16 @@ class View:
         elif not isinstance(sampler, RandomSampler):
             for trial in self._shown(seen, hidden, whole):  # `add_trial` would check each again
                 study._storage.create_new_trial(study._study_id, template_trial=trial)
+        return self._ask(study)
+
+    def draw_untried(self, seen: Sequence[FrozenTrial], seed: int) -> FrozenTrial | None:
+        """A trial drawn at random that is not like any before it; None if none was found."""
+        tried = [all_params(trial) for trial in seen]
+        study = optuna.create_study(sampler=RandomSampler(seed=seed))
+        drawn = (self._ask(study) for _ in range(_MOST_DRAWS))
+        return next((trial for trial in drawn if all_params(trial) not in tried), None)
+
+    def _ask(self, study: optuna.Study) -> FrozenTrial:
         with np.errstate(invalid="ignore"):  # the Gaussian process may divide 0 by 0, and goes on
             params = self._space.suggest(study.ask())
         drawn = study.get_trials(deepcopy=False)[-1]
