@@ -20,6 +20,7 @@ from mimimi_core.winner_figures import winner_figures
 from search.champions import Candidate, Decision, challenge, compare_with_champion
 from search.config import PromotionConfig
 from search.confirmation import Winner
+from search.lost_workers import scored
 from search.registry import Registry
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
@@ -71,6 +72,7 @@ def conclude(
 
     Raises:
         SharedFilesError: The winner's state cannot be read.
+        ScoringLost: The worker that scores died.
     """
     counts = {
         "trials": len(study.trials()),
@@ -96,8 +98,8 @@ def conclude(
     evaluation_folder = folder / "evaluation" / study.machine_type
     task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources["gpu"])(_evaluate)
     threads = max(1, int(resources["cpu"]))
-    evaluation, model, figures = ray.get(
-        task.remote(files.root, winner.checkpoints, shared_pack, threads)
+    evaluation, model, figures = scored(
+        task.remote(files.root, winner.checkpoints, shared_pack, threads), study.machine_type
     )
     _write(model, model_folder)
     _write(figures, evaluation_folder)

@@ -21,6 +21,7 @@ from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training, held_out_normals
 from search.config import SpaceFile
 from search.confirmation import confirmed
+from search.lost_workers import scored
 from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import FINALISTS, TypeStudy
@@ -50,6 +51,9 @@ def score_finalists(
         resources: Of one training.
         files: Of all nodes.
         shared_pack: What `files` calls the pack.
+
+    Raises:
+        ScoringLost: A worker that scores died.
     """
     trained = confirmed(study, space, folder, files)
     tested = {str(number): names for number, names in trained.items()}
@@ -63,7 +67,8 @@ def score_finalists(
         for number, names in trained.items()
     }
     logger.info("%s: %d finalists meet the test clips", study.machine_type, len(trained))
-    nll = {number: ray.get(refs) for number, refs in waiting.items()}  # of each seed, (n, C)
+    # Of each seed (n, C).
+    nll = {number: scored(refs, study.machine_type) for number, refs in waiting.items()}
     systems = [
         {"number": number, "system": system_of(study, number), **_figures(seeds, pack)}
         for number, seeds in nll.items()

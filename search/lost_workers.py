@@ -1,10 +1,41 @@
-"""Makes Tune lose a trial's worker, and not the whole search, to whatever Ray ends workers for."""
+"""What a lost worker ends: a trial's, that trial; that of a study's last steps, the command.
+
+Ray has retried what is its to retry by then.
+"""
 
 from typing import Any
 
+import ray
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.execution import tune_controller
+
+from search.failures import reason_of_lost_task
+
+
+class ScoringLost(SystemExit):  # noqa: N818  # no error of the program, but its end
+    """Clips could not be scored: ends the process with this message and exit code 1."""
+
+
+def scored(tasks: Any, who: str) -> Any:
+    """What tasks that score clips return.
+
+    Args:
+        tasks: As `ray.get` takes them.
+        who: Whose test it is, for the message.
+
+    Raises:
+        ScoringLost: Their workers died; an error of the tasks themselves is raised as it is.
+    """
+    try:
+        return ray.get(tasks)
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise ScoringLost(
+            f"{who}: the clips could not be scored: {reason_of_lost_task(error)}; repeat the "
+            "command: trials and winner are recorded, and no outcome is yet"
+        ) from None
 
 
 class _ActorManager(RayActorManager):  # type: ignore[misc]
