@@ -202,7 +202,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="every 20th data set, a search of each")
     size.add_argument(
-        "--all", action="store_true", help="every data set, not every 7th: half an hour"
+        "--all", action="store_true", help="every data set, not every 7th: more than an hour"
     )
     options = parser.parse_args()
     # Searches of a data set of LCDB, and of own trials; one in so many data sets.
