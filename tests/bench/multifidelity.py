@@ -11,19 +11,16 @@ several also pay for what they train before anything is known.
 import argparse
 import json
 import math
-import multiprocessing
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from search.config import SamplerConfig, SchedulerConfig
 from search.samplers import derive_seed
 from tests.bench.curves import Curves, lcdb, lcdb_curves, own_curves
+from tests.bench.side_by_side import side_by_side
 from tests.bench.simulation import NO_SCHEDULER, simulate
 
 N_RANDOM = 40  # trials of the random search to compare with: those of spaces/complex.yaml
@@ -117,17 +114,8 @@ def search(curves: Curves, workers: int, n_searches: int) -> dict[str, tuple[np.
 
 def measure(tasks: Sequence[Curves], workers: int, n_searches: int) -> dict[str, Found]:
     """Let each arm search each task."""
-    # Processes, not threads: the Gaussian process of one search leaves other cores idle.
-    context = multiprocessing.get_context("spawn")
-    of_tasks = []
-    with ProcessPoolExecutor(
-        mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        work = partial(search, workers=workers, n_searches=n_searches)
-        for of_task in pool.map(work, tasks):
-            of_tasks.append(of_task)
-            print(f"\r{len(of_tasks)} of {len(tasks)} tasks", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    work = partial(search, workers=workers, n_searches=n_searches)
+    of_tasks = side_by_side(work, tasks, "tasks")
     return {
         name: Found(*(np.array(column) for column in zip(*rows, strict=True)))
         for name, rows in ((name, [of_task[name] for of_task in of_tasks]) for name in ARMS)

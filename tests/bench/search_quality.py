@@ -9,17 +9,15 @@ take the training times of the table, so results come back out of order.
 
 import argparse
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from search.config import SamplerConfig
 from search.samplers import derive_seed
 from search.space import Params
+from tests.bench.side_by_side import side_by_side
 from tests.bench.simulation import Step, simulate
 from tests.bench.tables import Table, tasks
 
@@ -83,13 +81,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 tables and 2 seeds")
     quick = parser.parse_args().quick
     work = partial(search, n_seeds=2 if quick else 8)
-    # Processes, not threads: the Gaussian process of one search leaves other cores idle.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        of_tables = list(pool.map(work, tasks(quick)))
-    found = {name: [of_table[name] for of_table in of_tables] for name in ARMS}
+    searched = side_by_side(work, tasks(quick), "tables")
+    found = {name: [of_table[name] for of_table in searched] for name in ARMS}
 
     print(f"regret after trials, and its standard error; {len(found['random'])} tables")
     print(f"{'':20}" + "".join(f"{n:>8} trials" for n in AFTER) + "   busy   searches")
