@@ -177,9 +177,10 @@ class TypeStudy:
             given=given,
             whole=whole,
         )
-        if given is None and all_params(drawn) in map(all_params, trials):
+        tried = [all_params(trial) for trial in trials]
+        if given is None and all_params(drawn) in tried:
             # A second try only repeats the luck of a seed, which confirmation judges better.
-            drawn = self._view.draw_untried(trials, seed) or drawn
+            drawn = self._view.draw_untried(tried, seed) or drawn
         drawn.user_attrs.update(offered)
         return drawn
 

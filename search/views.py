@@ -70,9 +70,8 @@ class View:
                 study._storage.create_new_trial(study._study_id, template_trial=trial)
         return self._ask(study)
 
-    def draw_untried(self, seen: Sequence[FrozenTrial], seed: int) -> FrozenTrial | None:
-        """A trial drawn at random that is not like any before it; None if none was found."""
-        tried = [all_params(trial) for trial in seen]
+    def draw_untried(self, tried: Sequence[Params], seed: int) -> FrozenTrial | None:
+        """A trial drawn at random whose parameters are not among those; None if none was found."""
         study = optuna.create_study(sampler=RandomSampler(seed=seed))
         drawn = (self._ask(study) for _ in range(_MOST_DRAWS))
         return next((trial for trial in drawn if all_params(trial) not in tried), None)

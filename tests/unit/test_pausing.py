@@ -247,17 +247,17 @@ def test_a_simulated_search_spends_less_and_finds_the_best() -> None:
 
 @pytest.mark.parametrize(("sampler", "n_complete"), [("gp", 2), ("tpe", 0)])
 def test_samplers_know_what_a_paused_trial_has_reached(sampler: str, n_complete: int) -> None:
-    """Only rates about 1e-2 are good, and all trials but a few wait."""
+    """Only a high rate is good, not quite the highest, and all trials but a few wait."""
     study = new_study(sampler=SamplerConfig(name=sampler, startup_trials=5))
     rates = []
-    for number in range(35):
+    for number in range(25):
         trial = study.ask()
         assert trial is not None
         rates.append(math.log10(trial.params["train.lr"]))
-        value = 1 - abs(rates[-1] + 2) / 10
+        value = 1 - abs(rates[-1] + 1.2) / 10
         study.record_epoch(number, 1, {}, value)
         if number < n_complete:
             study.finish(number, TrialState.COMPLETE, value=value)
         else:
             study.pause(number)
-    assert sum(abs(rate + 2) < 0.5 for rate in rates[15:]) > 10  # a third of -4 to -1
+    assert sorted(rates[15:])[5] > -1.6  # of -4 to -1
