@@ -156,10 +156,16 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         self.least_rivals = config.reduction_factor**2  # before one goes on unjudged
         self.paused: set[str] = set()  # ids of trials that were ended, and may go on later
         self.losses: dict[str, list[str]] = {}  # trial id -> why its workers died, one by one
-        self.n_waiting = 0  # trials that nobody runs yet
+        self._waiting: list[Trial] = []  # that nobody runs yet, in the order in which they came
+
+    @property
+    def n_waiting(self) -> int:
+        """Trials that nobody runs yet."""
+        return len(self._waiting)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """See TrialScheduler."""
+        """See TrialScheduler; called again for a trial whose worker was lost."""
+        self._waiting.append(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """See TrialScheduler; remembers whom it stopped."""
@@ -203,20 +209,20 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         """See TrialScheduler."""
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
-        """The first trial that waits; our searcher never lets many wait.
+        """The trial that has waited least: Tune has new workers started for those before it.
+
+        It gives the trial named here the next worker that is free and kills the one that is being
+        started for it. Named in their order, trials that end sooner than a worker starts would
+        keep all but the first workers from ever joining. None waits for long, for our searcher
+        suggests no more than the slots can take.
 
         Tune asks in every turn of its loop, so those that hang are looked for here.
         """
         live = tune_controller.get_live_trials()
         self._watch.look(live)
-        waiting = [trial for trial in live if trial.status == Trial.PENDING]
-        self.n_waiting = len(waiting)
-        return min(waiting, key=_turn, default=None)
+        self._waiting = [t for t in self._waiting if t in live and t.status == Trial.PENDING]
+        return self._waiting[-1] if self._waiting else None
 
     def debug_string(self) -> str:
         """See TrialScheduler."""
         return self._config.name
-
-
-def _turn(trial: Trial) -> tuple[int, str]:
-    return trial.config["number"], trial.config["machine_type"]

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -119,6 +120,23 @@ def test_workers_serve_trial_after_trial(mishaps: Outcome) -> None:
     for event in mishaps.events:
         served[event["pid"]].add((event["machine_type"], event["number"]))
     assert max(len(trials) for trials in served.values()) >= 3
+
+
+def test_a_worker_that_starts_slowly_joins_those_that_are_warm(tmp_path: Path) -> None:
+    """Tune takes a warm worker for a trial by killing the one that is started for it."""
+    base = analytic_trainable(step_s=0.1)
+
+    class SlowToStart(base):  # type: ignore[misc, valid-type]
+        def __init__(self, config: dict[str, Any], **kwargs: Any) -> None:
+            try:
+                Path(config["checkpoint"]).parents[1].mkdir(parents=True, exist_ok=True)
+                (Path(config["checkpoint"]).parents[1] / "first worker").touch(exist_ok=False)
+            except FileExistsError:
+                time.sleep(2.0)  # five trials of the other one
+            super().__init__(config, **kwargs)
+
+    run(tmp_path / "s", SlowToStart, n_trials=20, scheduler={"name": "none"})
+    assert len({event["pid"] for event in events_of(tmp_path / "s")}) == 2
 
 
 def test_trials_that_pause_go_on_from_their_checkpoint_when_their_turn_comes(

@@ -191,21 +191,28 @@ def test_tune_keeps_no_history_of_a_trial_that_ended(
     assert not trial.metric_n_steps
 
 
-def test_the_first_trial_that_waits_is_run(
+def test_the_last_trial_that_waits_is_run(
     scheduler: StudyScheduler, studies: dict[str, TypeStudy]
 ) -> None:
     trials = [start(studies, "fan", name) for name in ("a", "b", "c")]
-    trials[0].set_status(Trial.RUNNING)
 
     class Controller:
         @staticmethod
-        def get_trials() -> list[FakeTrial]:
+        def get_live_trials() -> list[FakeTrial]:
             return trials
 
-        get_live_trials = get_trials
-
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    assert scheduler.choose_trial_to_run(Controller) is trials[2]
+    assert scheduler.n_waiting == 3
+    for trial in (trials[0], trials[2]):
+        trial.set_status(Trial.RUNNING)
     assert scheduler.choose_trial_to_run(Controller) is trials[1]
+    trials[0].set_status(Trial.PENDING)  # its worker was lost
+    scheduler.on_trial_add(None, trials[0])
+    assert scheduler.choose_trial_to_run(Controller) is trials[0]
     for trial in trials:
         trial.set_status(Trial.TERMINATED)
     assert scheduler.choose_trial_to_run(Controller) is None
+    assert scheduler.n_waiting == 0
     assert scheduler.debug_string() == "asha"

@@ -363,9 +363,9 @@ def test_one_trial_more_than_slots_waits_for_the_next(tmp_path: Path) -> None:
         assert first is not None
         assert second is not None
         assert waiting is not None
+        search.tune.waiting = [waiting]
         assert search.tune.start() is None
         assert not search.tune.is_finished
-        search.tune.waiting = [waiting]
         search.tune.report(first, {"failure": "crash: x", "done": True})
         assert search.tune.start() is None  # a slot is free, and whoever waits must have it first
         search.tune.waiting = []
