@@ -128,9 +128,10 @@ def test_a_worker_that_starts_slowly_joins_those_that_are_warm(tmp_path: Path) -
 
     class SlowToStart(base):  # type: ignore[misc, valid-type]
         def __init__(self, config: dict[str, Any], **kwargs: Any) -> None:
+            checkpoints = Path(config["checkpoint"]).parents[1]
+            checkpoints.mkdir(parents=True, exist_ok=True)
             try:
-                Path(config["checkpoint"]).parents[1].mkdir(parents=True, exist_ok=True)
-                (Path(config["checkpoint"]).parents[1] / "first worker").touch(exist_ok=False)
+                (checkpoints / "first worker").touch(exist_ok=False)
             except FileExistsError:
                 time.sleep(2.0)  # five trials of the other one
             super().__init__(config, **kwargs)
