@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # Small enough for five minutes on two cores; the space file alone asks for 40 trials of 30 epochs.
-SEARCH_ARGS ?= --machine-types fan,valve --trials 6 --epochs 4
+# In a folder of its own: what was trained on embedded sound is no champion of your machines.
+SEARCH_ARGS ?= --machine-types fan,valve --trials 6 --epochs 4 --out runs/embedded
 BENCHES := training scoring search_quality multifidelity confirmation promotion label_free phase \
   attention effects start sampler data trial_overhead driver \
   soak

@@ -14,6 +14,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import TrialState, create_trial
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from search.report_facts import TrialFacts, TypeFacts
@@ -24,6 +25,7 @@ _MOST_AXES = 8  # of the parallel coordinates; more cannot be read
 _MOST_BARS = 12  # of the importance; the table has them all
 _MOST_TICKS = 8  # integers under a slice
 _COLUMNS = 4  # slices side by side
+_LOW_TO_HIGH = ["#5b8fc9", "#0b2b57"]  # lines by their objective; both to be seen on white
 
 
 class Importance(NamedTuple):
@@ -113,11 +115,17 @@ def parallel_figure(facts: TypeFacts, importance: Importance | None) -> go.Figur
     figure = optuna.visualization.plot_parallel_coordinate(
         study, params=names, target_name=facts.objective
     )
-    # Optuna cuts names to 17 characters and draws the lowest values in white on white.
+    # Optuna draws the lowest values in white. Its first axis is the objective, from 0 to 1.
+    figure.for_each_trace(
+        lambda line: line.update(line_color=sample_colorscale(_LOW_TO_HIGH, line.y[0])[0]),
+        selector={"mode": "lines"},
+    )
+    figure.update_traces(marker_colorscale=_LOW_TO_HIGH, selector={"mode": "markers"})
+    # It cuts names to 17 characters as well.
     labels = [facts.objective, *(name.replace(".", ".<br>") for name in sorted(names))]
     assert len(labels) == len(figure.layout.xaxis.ticktext)
     figure.update_xaxes(ticktext=labels, tickangle=0, tickfont_size=11)
-    figure.update_layout(title=None, plot_bgcolor="#e6ebf1")
+    figure.update_layout(title=None)
     figure.update_traces(opacity=0.9)
     return finish(figure, 400, margin={"l": 60, "r": 30, "t": 20, "b": 50})
 

@@ -219,7 +219,7 @@ def test_ray_up_launches_a_head_and_the_head_a_spot_worker(
 
     # The head is set up in this order, at its own address.
     said = "\n".join(ssh.commands)
-    steps = ["rsync", "mount -t nfs4", "pip install", "'.[dashboard]'", "ray stop"]
+    steps = ["rsync", "mount -t nfs4", "pip install", "'.[dashboard,postgres]'", "ray stop"]
     steps += ["ray start --head", "mlflow server"]
     places = [said.index(step) for step in steps]
     assert places == sorted(places)

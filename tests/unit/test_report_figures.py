@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import create_trial
+from plotly.colors import unlabel_rgb
 
 from search import report_figures as figures
 from search import report_parameters as parameters
@@ -153,6 +154,18 @@ def test_a_widened_choice_has_one_axis_with_all_choices(tmp_path: Path) -> None:
     assert list(figure.layout.xaxis.categoryarray) == ["a", "b", "c"]
     assert parameters.parallel_figure(facts, None) is not None
     assert parameters.tried_values(facts) == {"kind": "a, b, c"}
+
+
+def test_every_line_of_the_parallel_coordinates_is_seen_on_white(full: TypeFacts) -> None:
+    figure = parameters.parallel_figure(full, None)
+    assert figure is not None
+    assert figure.layout.plot_bgcolor is None
+    colors = [trace.line.color for trace in figure.data if trace.mode == "lines"]
+    assert len(colors) == len(full.of_state("complete"))
+    for color in colors:
+        linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in unlabel_rgb(color)]
+        luminance = np.dot(linear, [0.2126, 0.7152, 0.0722])
+        assert 1.05 / (luminance + 0.05) >= 3  # WCAG 2.2, 1.4.11
 
 
 def test_parallel_coordinates_show_whole_names_of_few_parameters(full: TypeFacts) -> None:
