@@ -1,7 +1,7 @@
 """One training of a system, epoch by epoch, and its scores."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,10 @@ _LIKELIHOOD_CROPS = 4  # of each held-out normal clip
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or the scores of an epoch are no numbers; these settings cannot be trained."""
+
+
+class OtherTrainingError(checkpoint.CheckpointError):
+    """A checkpoint belongs to another training; the message says in what they differ."""
 
 
 def objective_of(pack: Pack) -> Objective:
@@ -268,9 +272,7 @@ class Training:
     def save(self, path: Path, metrics: dict[str, float]) -> None:
         """Write all that `restore` needs, and the last epoch's metrics, atomically."""
         state = {
-            "params": self.config.to_params(),
-            "objective": self.objective,
-            "machine_ids": list(self.pack.machine_ids),
+            **self._identity(),
             "epoch": self.epoch,
             "metrics": metrics,
             "network": self.network.state_dict(),
@@ -283,13 +285,13 @@ class Training:
         """Continue where `save` left off; returns the metrics it was given.
 
         Raises:
-            CheckpointError: The file is unreadable, or of a training on other machine ids.
+            CheckpointError: The file is unreadable.
+            OtherTrainingError: It is of other settings, clips or another objective.
         """
         state: dict[str, Any] = checkpoint.load(path, self.device)
-        if state["machine_ids"] != list(self.pack.machine_ids):
-            raise checkpoint.CheckpointError(
-                f"{path} learned {', '.join(state['machine_ids'])}, but the clips are of "
-                f"{', '.join(self.pack.machine_ids)}: train on them anew"
+        if differences := _differences(state, self._identity()):
+            raise OtherTrainingError(
+                f"{path} is of another training: {'; '.join(differences)}; train anew"
             )
         self.network.load_state_dict(state["network"])
         if self.optimizer:
@@ -297,6 +299,15 @@ class Training:
         self.epoch, self._best = state["epoch"], state["best"]
         metrics: dict[str, float] = state["metrics"]
         return metrics
+
+    def _identity(self) -> dict[str, Any]:
+        """What a training must share with the one that it continues."""
+        return {
+            "params": self.config.to_params(),
+            "objective": self.objective,
+            "machine_ids": list(self.pack.machine_ids),
+            "data_hash": self.pack.data_hash,
+        }
 
     def _val_metrics(self) -> dict[str, float]:
         """What the labelled clips of val allow."""
@@ -347,6 +358,19 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Have the next step taken at this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def _differences(state: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """In what a saved training is another one, such as `train.lr 0.001 there, 0.01 here`."""
+    there, here = (
+        {**found["params"], **{key: found[key] for key in identity if key != "params"}}
+        for found in (state, identity)
+    )
+    return [
+        f"{key} {there.get(key)} there, {here.get(key)} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
 
 
 def _lr(train: TrainConfig, progress: float) -> float:

@@ -100,8 +100,11 @@ def noted_uri(folder: Path) -> str | None:
 
 def _require_place(folder: Path, uri: str | None) -> None:
     noted = noted_uri(folder)
-    if uri is None and noted is not None:
-        raise StudyError(f"study {folder.name!r} has its trials in {noted}: give it as --storage")
+    if noted is not None and noted != uri:
+        raise StudyError(
+            f"study {folder.name!r} has its trials in {noted}: give that as --storage; if they "
+            f"have been moved, write the new URI into {folder / _PLACE}"
+        )
     if uri is not None and (folder / JOURNAL).exists():
         raise StudyError(
             f"study {folder.name!r} has its trials in {folder / JOURNAL}: leave out --storage, or "

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
+from uuid import uuid4
 
 import optuna
 from optuna.storages import BaseStorage
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 FINALISTS = "finalists"  # note of a study: what they all made of the test clips
 EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
+_UID = "uid"  # note of a study
 INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
 _MOST_DIFFERENCES = 3  # shown when a study is refused
 _MOST_INFEASIBLE = 200  # suggestions in a row before a search gives up
@@ -94,9 +96,16 @@ class TypeStudy:
             load_if_exists=True,
         )
         self._require_identity({**identity, "objective": objective})
+        if self.noted(_UID) is None:
+            self.note(_UID, uuid4().hex)
         if self.noted("offers") is None:
             self.note("offers", self._fitting(offers))
         self._grid = list(space.grid()) if sampler.name == "grid" else None
+
+    @property
+    def uid(self) -> str:
+        """Tells it from others that had its name, before it or elsewhere."""
+        return str(self.noted(_UID))
 
     def _fitting(self, offers: Sequence[Offer]) -> list[Offer]:
         """Those that the space holds, as it would express them, each once."""

@@ -107,7 +107,8 @@ def run_study(
             for machine_type, pack in packs.items()
         }
         tags = {"study": name, "space": space_name, "git_commit": _git_commit()}
-        tracker = Tracker(tracking_uri, out / "artifacts", name, tags)
+        uids = {machine_type: study.uid for machine_type, study in studies.items()}
+        tracker = Tracker(tracking_uri, out / "artifacts", name, tags, uids)
         logger.info("study %s in %s, seed %d", name, folder, space_file.study.seed)
         with cluster(address):
             resources = trial_resources(

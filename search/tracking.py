@@ -48,6 +48,7 @@ for _name in ("mlflow", "alembic"):  # schema creation alone logs a screenful
     logging.getLogger(_name).setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, it raises
 
+_UID = "study_uid"  # tag of a run
 _STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 _CHECK_TIMEOUT_S = 5
 _RUNS_PER_PAGE = 1000
@@ -128,15 +129,16 @@ class _KnownRun:
 class Tracker:
     """The MLflow experiment of one study: a parent run per machine type, a child run per trial.
 
-    A run is found by its tag `trial` (`fan/7`), the parent by `machine_type` alone. All runs are
-    read once on opening, and again after every failure, because a request that failed here may
-    have been carried out there.
+    A run is found by its tag `trial` (`fan/7`), the parent by `machine_type` alone; runs of another
+    study that had the name are left alone. All runs are read once on opening, and again after every
+    failure, because a request that failed here may have been carried out there.
 
     Args:
         tracking_uri: As accepted by `check`.
         artifact_root: Folder for figures and models; ignored by servers, which choose their own.
         study_name: Name of the experiment.
         tags: Tags of the experiment and of the parent runs (git commit, data hash, ...).
+        uids: Machine type -> `TypeStudy.uid`.
     """
 
     def __init__(
@@ -145,8 +147,10 @@ class Tracker:
         artifact_root: Path | str,
         study_name: str,
         tags: Mapping[str, str] | None = None,
+        uids: Mapping[str, str] | None = None,
     ) -> None:
         self._uri = tracking_uri
+        self._uids = dict(uids or {})
         self._study_name = study_name
         self._tags = dict(tags or {})
         self._client = open_client(tracking_uri)
@@ -189,9 +193,9 @@ class Tracker:
                 self._client.update_run(parent.run_id, status="RUNNING")
                 parent.status = "RUNNING"
             if known is None:
-                tags = {"machine_type": machine_type, "trial": key}
-                tags["mlflow.parentRunId"] = parent.run_id
-                known = self._create_run(key, tags, _milliseconds(trial.datetime_start))
+                tags = {"trial": key, "mlflow.parentRunId": parent.run_id}
+                started_ms = _milliseconds(trial.datetime_start)
+                known = self._create_run(key, machine_type, tags, started_ms)
             self._write_trial(known, trial, state, status)
 
     def log_parent(
@@ -298,9 +302,12 @@ class Tracker:
             token = page.token or ""
 
     def _adopt(self, run: Run) -> None:
-        key = run.data.tags.get("trial", run.data.tags.get("machine_type"))
-        if key is None:  # a person's own run
+        machine_type = run.data.tags.get("machine_type")
+        if machine_type is None:  # a person's own run
             return
+        if run.data.tags.get(_UID, "") != self._uids.get(machine_type, ""):
+            return
+        key = run.data.tags.get("trial", machine_type)
         if key in self._runs:  # our request was carried out after we had given it up
             self._client.delete_run(run.info.run_id)
         else:
@@ -308,12 +315,15 @@ class Tracker:
 
     def _parent(self, machine_type: str) -> _KnownRun:
         if machine_type not in self._runs:
-            tags = {"machine_type": machine_type, **self._tags}
-            self._create_run(machine_type, tags, int(time() * 1000))
+            self._create_run(machine_type, machine_type, self._tags, int(time() * 1000))
         return self._runs[machine_type]
 
-    def _create_run(self, key: str, tags: Mapping[str, str], start_ms: int) -> _KnownRun:
+    def _create_run(
+        self, key: str, machine_type: str, tags: Mapping[str, str], start_ms: int
+    ) -> _KnownRun:
         tags = {
+            "machine_type": machine_type,
+            _UID: self._uids.get(machine_type, ""),
             "mlflow.user": getpass.getuser(),
             "mlflow.source.name": "search.run",
             "mlflow.source.type": "LOCAL",

@@ -11,7 +11,7 @@ from ray import tune
 from mimimi_core.config import TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.pack import open_pack
-from mimimi_core.training import Training
+from mimimi_core.training import OtherTrainingError, Training
 from search.failures import reason_of
 from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
 
@@ -87,7 +87,13 @@ def open_training(
     pack = open_pack(files.fetch(config["pack"]))
     training = Training(trial_config, pack, objective=config["objective"], crops=crops)
     with files.reading(f"{config['checkpoint']}/{CHECKPOINT}") as path:
-        return training, training.restore(path) if path.exists() else {}
+        if not path.exists():
+            return training, {}
+        try:
+            return training, training.restore(path)
+        except OtherTrainingError as error:  # of a study that had this name, and is gone
+            logger.warning("begins anew: %s", error)
+            return training, {}
 
 
 def save_training(training: Training, metrics: dict[str, float], config: Mapping[str, Any]) -> None:

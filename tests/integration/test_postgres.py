@@ -288,8 +288,12 @@ def test_optunas_own_tools_find_the_trials(tmp_path: Path, database: str) -> Non
 def test_a_study_stays_where_its_trials_are(tmp_path: Path, database: str) -> None:
     with opened(tmp_path, database):
         pass
-    with pytest.raises(StudyError, match="has its trials in postgresql://.*give it as --storage"):
+    with pytest.raises(StudyError, match="has its trials in postgresql://.*give that as --storage"):
         with open_storage(tmp_path / "s"):
+            pass
+    other = f"{database}_that_is_another"
+    with pytest.raises(StudyError, match="has its trials in postgresql://.*have been moved"):
+        with open_storage(tmp_path / "s", other):
             pass
     with open_storage(tmp_path / "t") as storage:
         new_study(storage)

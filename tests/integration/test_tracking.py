@@ -97,6 +97,29 @@ def test_a_replay_after_reopening_adds_nothing_but_what_is_new(
     assert [step for step, *_ in points(uri, str(run_id), "train_loss")] == [1, 2, 3, 4]
 
 
+def test_runs_of_a_study_that_had_the_name_are_left_alone(sqlite_uri: str, tmp_path: Path) -> None:
+    gone = Tracker(sqlite_uri, tmp_path, "study", uids={"fan": "old"})
+    for number in range(2):
+        gone.log_trial("fan", make_trial(number, TrialState.COMPLETE, 3))
+    gone.finish("fan")
+
+    def taken() -> dict[str, Any]:
+        runs = [MlflowClient(sqlite_uri).get_run(run_id) for run_id in ids]
+        return {run.info.run_id: run.to_dictionary() for run in runs}
+
+    ids = [gone.parent_run("fan"), *(str(gone.trial_run("fan", number)) for number in range(2))]
+    before = taken()
+    for _ in range(2):  # and when it is opened again
+        tracker = Tracker(sqlite_uri, tmp_path, "study", uids={"fan": "new"})
+        tracker.log_trial("fan", make_trial(0, TrialState.COMPLETE, 2))
+        tracker.finish("fan")
+        assert tracker.trial_run("fan", 0) not in ids
+        assert tracker.trial_run("fan", 1) is None
+        assert tracker.parent_run("fan") not in ids
+    assert taken() == before
+    assert len(MlflowClient(sqlite_uri).search_runs([tracker.experiment_id])) == 5
+
+
 def test_calls_to_the_store_are_few(
     sqlite_uri: str, tmp_path: Path, watched: type[WatchedClient]
 ) -> None:

@@ -159,7 +159,7 @@ def test_a_widened_choice_has_one_axis_with_all_choices(tmp_path: Path) -> None:
 def test_every_line_of_the_parallel_coordinates_is_seen_on_white(full: TypeFacts) -> None:
     figure = parameters.parallel_figure(full, None)
     assert figure is not None
-    assert figure.layout.plot_bgcolor is None
+    assert figure.layout.plot_bgcolor == "white"
     colors = [trace.line.color for trace in figure.data if trace.mode == "lines"]
     assert len(colors) == len(full.of_state("complete"))
     for color in colors:

@@ -77,6 +77,23 @@ def test_a_trial_goes_on_elsewhere_from_its_last_epoch(
     assert results[-1]["is_final"]
 
 
+@pytest.mark.parametrize("other", [{"train.seed": 1}, {"train.lr": 0.5}], ids=["seed", "rate"])
+def test_a_trial_takes_over_no_checkpoint_of_another_study_that_had_its_name(
+    config: dict[str, Any], other: dict[str, Any]
+) -> None:
+    mine = {**config, "params": PARAMS | other}
+    undisturbed = TrialRunner({**mine, "checkpoint": "other"})
+    told = [undisturbed.step()["objective"] for _ in range(EPOCHS)]
+
+    gone = TrialRunner(config)
+    assert [gone.step()["epoch"] for _ in range(EPOCHS)] == [1, 2, 3]
+    runner = TrialRunner(mine)
+    results = [runner.step() for _ in range(EPOCHS)]
+    assert [result["epoch"] for result in results] == [1, 2, 3]
+    assert [result["objective"] for result in results] == told
+    assert TrialRunner(mine).step()["epoch"] == 3  # its own is in the place of the other
+
+
 def test_a_store_that_refuses_for_a_while_costs_no_trial(
     config: dict[str, Any], store: Faulty, clock: Clock
 ) -> None:

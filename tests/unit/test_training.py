@@ -16,6 +16,7 @@ from mimimi_core.pack import Pack, open_pack, pack_clips
 from mimimi_core.systems import Logits, Loss
 from mimimi_core.training import (
     NonFiniteLossError,
+    OtherTrainingError,
     Training,
     compiled,
     held_out_normals,
@@ -82,8 +83,18 @@ def test_a_checkpoint_of_other_machines_is_refused(tmp_path: Path, pack: Pack) -
     training = Training(tiny_config(), pack, CPU)
     training.save(tmp_path / "state.pt", {})
     others = dataclasses.replace(pack, machine_ids=("id_04", "id_06"))
-    with pytest.raises(CheckpointError, match=r"state\.pt.*id_00, id_02.*id_04, id_06"):
+    with pytest.raises(CheckpointError, match=r"state\.pt.*id_00.*id_02.*id_04.*id_06"):
         Training(tiny_config(), others, CPU).restore(tmp_path / "state.pt")
+
+
+def test_a_checkpoint_of_other_settings_or_clips_is_refused(tmp_path: Path, pack: Pack) -> None:
+    training = Training(tiny_config(lr=0.5), pack, CPU)
+    training.save(tmp_path / "state.pt", {})
+    with pytest.raises(OtherTrainingError, match=r"train\.lr 0\.5 there, 0\.25 here"):
+        Training(tiny_config(lr=0.25), pack, CPU).restore(tmp_path / "state.pt")
+    others = dataclasses.replace(pack, data_hash="0123456789abcdef")
+    with pytest.raises(OtherTrainingError, match="data_hash .* there, 0123456789abcdef here"):
+        Training(tiny_config(lr=0.5), others, CPU).restore(tmp_path / "state.pt")
 
 
 def test_the_seed_decides_the_bits(pack: Pack) -> None:
