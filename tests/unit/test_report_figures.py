@@ -213,7 +213,7 @@ def test_a_finer_step_has_its_ticks(tmp_path: Path) -> None:
 def test_every_line_of_the_parallel_coordinates_is_seen_on_white(full: TypeFacts) -> None:
     figure = parameters.parallel_figure(full, None)
     assert figure is not None
-    assert figure.layout.plot_bgcolor is None
+    assert figure.layout.plot_bgcolor == "white"
     colors = [trace.line.color for trace in figure.data if trace.mode == "lines"]
     assert len(colors) == len(full.of_state("complete"))
     for color in colors:
