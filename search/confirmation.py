@@ -32,7 +32,7 @@ class Winner:
 
     members: tuple[int, ...]  # trials whose networks judge together, the winner first
     checkpoints: tuple[str, ...]  # of those, see `SharedFiles`
-    objectives: tuple[float, ...]  # of its fresh seeds; of the trial itself without confirmation
+    objectives: tuple[float, ...]  # of its fresh seeds; none if it stands without confirmation
 
     @property
     def number(self) -> int:
@@ -40,9 +40,14 @@ class Winner:
         return self.members[0]
 
     @property
-    def mean(self) -> float:
-        """The estimate that does not flatter."""
-        return float(np.mean(self.objectives))
+    def is_confirmed(self) -> bool:
+        """Whether its networks are those of fresh seeds, and not those that the search saw."""
+        return bool(self.objectives)
+
+    @property
+    def mean(self) -> float | None:
+        """The estimate that does not flatter; None without confirmation."""
+        return float(np.mean(self.objectives)) if self.is_confirmed else None
 
 
 def confirm(
@@ -144,7 +149,7 @@ def find_winner(
     if space.confirmation.top:
         logger.warning("%s: no finalist is confirmed, the best trial stands", study.machine_type)
     state = f"{checkpoint_name(files, folder, study.machine_type, best.number)}/{CHECKPOINT}"
-    return Winner(members=(best.number,), checkpoints=(state,), objectives=(best.value,))
+    return Winner(members=(best.number,), checkpoints=(state,), objectives=())
 
 
 def confirmed(
