@@ -15,7 +15,6 @@ from mimimi_core.evaluate import write_evaluation
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
 from mimimi_core.figure_file import write_figure
 from mimimi_core.pack import Pack, open_pack
-from mimimi_core.training import Training
 from mimimi_core.winner_figures import winner_figures
 from search.champions import Candidate, Decision, challenge, compare_with_champion
 from search.config import PromotionConfig
@@ -25,6 +24,7 @@ from search.registry import Registry
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
 from search.tracking import Tracker
+from search.trainable import finished_training
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,7 @@ def conclude(
         The machine type's entry in the last line of stdout; None is what cannot be computed.
 
     Raises:
-        SharedFilesError: The winner's state cannot be read.
-        ScoringLost: The worker that scores died.
+        StepLost: The winner's state cannot be read, or the worker that scores died.
     """
     counts = {
         "trials": len(study.trials()),
@@ -189,11 +188,7 @@ def _evaluate(
     torch.set_num_threads(threads)
     files = SharedFiles(root)
     pack = open_pack(files.fetch(shared_pack))
-    trainings = []
-    for state in states:
-        with files.reading(state) as path:
-            trainings.append(Training.from_checkpoint(path, pack))
-    detector = build_detector(trainings)
+    detector = build_detector([finished_training(files, state, pack) for state in states])
     evaluation = evaluate(detector, pack)
     with tempfile.TemporaryDirectory() as scratch:
         model, figures = Path(scratch, "model"), Path(scratch, "figures")

@@ -18,7 +18,8 @@ from search.config import SpaceFile
 from search.failures import WORKER_RETRIES, longest_silence_s, reason_of_lost_task
 from search.fresh_seeds import gpu_of, seeds_at_once, train_seeds
 from search.launch import checkpoint_name, worker_config
-from search.shared_files import SharedFiles, SharedFilesError
+from search.lost_workers import StepLost, refusal_of
+from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import EPOCH, TypeStudy
 from search.trainable import CHECKPOINT
@@ -70,7 +71,7 @@ def confirm(
         files: Of all nodes.
 
     Raises:
-        SharedFilesError: They could not be read or written; what was confirmed is noted.
+        StepLost: Storage refuses; what was confirmed is noted.
     """
     running = {}
     for machine_type, study in studies.items():
@@ -110,9 +111,12 @@ def confirm(
         study, number, indexes = running.pop(done)
         try:
             notes = ray.get(done)
-        except SharedFilesError:
-            raise  # no failure of the finalist: repeating the command goes on
         except ray.exceptions.RayError as error:
+            if refusal := refusal_of(error):  # no failure of the finalist
+                raise StepLost(
+                    f"{study.machine_type}: trial {number} could not be confirmed: {refusal}; "
+                    "repeat the command to continue: the trials are recorded"
+                ) from None
             notes = [{"failure": reason_of_lost_task(error)} for _ in indexes]
         for index, note in zip(indexes, notes, strict=True):
             study.note(_key(number, index), note | {"timestamp_ms": int(time.time() * 1000)})
