@@ -15,7 +15,6 @@ from mimimi_core.evaluate import write_evaluation
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
 from mimimi_core.figure_file import write_figure
 from mimimi_core.pack import Pack, open_pack
-from mimimi_core.training import Training
 from mimimi_core.winner_figures import winner_figures
 from search.champions import Candidate, Decision, challenge, compare_with_champion
 from search.config import PromotionConfig
@@ -25,6 +24,7 @@ from search.registry import Registry
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
 from search.tracking import Tracker
+from search.trainable import finished_training
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def conclude(
 ) -> dict[str, Any]:
     """Evaluate the winner of a machine type and promote it if it deserves that.
 
-    The winner is tested once: repeating the command finds the outcome in the storage.
+    The winner's networks are tested once: repeating the command finds the outcome in the storage.
+    The same trial with a fresh seed, where it had won without, is another network.
 
     Args:
         study: Of the machine type.
@@ -71,8 +72,7 @@ def conclude(
         The machine type's entry in the last line of stdout; None is what cannot be computed.
 
     Raises:
-        SharedFilesError: The winner's state cannot be read.
-        ScoringLost: The worker that scores died.
+        StepLost: The winner's state cannot be read, or the worker that scores died.
     """
     counts = {
         "trials": len(study.trials()),
@@ -85,12 +85,11 @@ def conclude(
         logger.error("%s: no trial was completed, so there is no winner", study.machine_type)
         return counts | dict.fromkeys(_FINDINGS) | {"promoted": False}
     best = {"best_val_auc": _best_val_auc(study)}
+    confirmed = {"confirmed_val_auc": winner.mean if study.objective == "val_auc" else None}
     noted = study.noted("outcome")
-    members = list(winner.members)
-    is_known = noted and noted.get("members", [noted["winner"]]) == members
-    if is_known and (mode == "never" or noted["version"]):
+    if noted and _is_of(noted, winner) and (mode == "never" or noted["version"]):
         champion = {"champion_version": _champion(registry, study)}  # may have changed since
-        return {**counts, **best, **noted["findings"], **champion}
+        return {**counts, **best, **noted["findings"], **confirmed, **champion}
     if not is_over:
         return counts | dict.fromkeys(_FINDINGS) | best | {"promoted": False}
 
@@ -119,7 +118,6 @@ def conclude(
         logger.info("%s: version %d %s", study.machine_type, version, decision)
     tracker.log_parent(study.machine_type, {}, tags=decision.tags())
     findings = {
-        "confirmed_val_auc": winner.mean if study.objective == "val_auc" else None,
         "test_auc": evaluation.test.auc,
         "test_auc_ci": evaluation.test.ci,
         "champion_version": _champion(registry, study),
@@ -129,13 +127,21 @@ def conclude(
         "outcome",
         {
             "winner": winner.number,
-            "members": members,
+            "members": list(winner.members),
+            "is_confirmed": winner.is_confirmed,
             "version": version,
             "findings": findings,
             "test_per_id": [dataclasses.asdict(x) for x in evaluation.test.per_id],
         },
     )
-    return counts | best | findings
+    return counts | best | confirmed | findings
+
+
+def _is_of(noted: Mapping[str, Any], winner: Winner) -> bool:
+    """Whether an outcome is that of the networks of this winner."""
+    members = noted.get("members", [noted["winner"]])
+    is_confirmed = noted.get("is_confirmed", winner.is_confirmed)  # earlier versions did not say
+    return bool(members == list(winner.members) and is_confirmed == winner.is_confirmed)
 
 
 def _register(
@@ -182,11 +188,7 @@ def _evaluate(
     torch.set_num_threads(threads)
     files = SharedFiles(root)
     pack = open_pack(files.fetch(shared_pack))
-    trainings = []
-    for state in states:
-        with files.reading(state) as path:
-            trainings.append(Training.from_checkpoint(path, pack))
-    detector = build_detector(trainings)
+    detector = build_detector([finished_training(files, state, pack) for state in states])
     evaluation = evaluate(detector, pack)
     with tempfile.TemporaryDirectory() as scratch:
         model, figures = Path(scratch, "model"), Path(scratch, "figures")
@@ -218,10 +220,12 @@ def _best_val_auc(study: TypeStudy) -> float | None:
 
 def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
     seeds = ", ".join(f"{value:.3f}" for value in winner.objectives)
+    judged = "not confirmed by fresh seeds"
+    if winner.mean is not None:
+        judged = f"{study.objective} {winner.mean:.3f} (seeds: {seeds})"
     others = winner.members[1:]
     lines = [
-        f"{study.machine_type}: winner is trial {winner.number}, {study.objective} "
-        f"{winner.mean:.3f} (seeds: {seeds})"
+        f"{study.machine_type}: winner is trial {winner.number}, {judged}"
         + (f"; trials {', '.join(map(str, others))} judge with it" if others else "")
     ]
     lines += describe(evaluation.val, "val_auc") + describe(evaluation.test, "test_auc")

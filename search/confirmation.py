@@ -18,7 +18,8 @@ from search.config import SpaceFile
 from search.failures import WORKER_RETRIES, longest_silence_s, reason_of_lost_task
 from search.fresh_seeds import gpu_of, seeds_at_once, train_seeds
 from search.launch import checkpoint_name, worker_config
-from search.shared_files import SharedFiles, SharedFilesError
+from search.lost_workers import StepLost, refusal_of
+from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import EPOCH, TypeStudy
 from search.trainable import CHECKPOINT
@@ -32,7 +33,7 @@ class Winner:
 
     members: tuple[int, ...]  # trials whose networks judge together, the winner first
     checkpoints: tuple[str, ...]  # of those, see `SharedFiles`
-    objectives: tuple[float, ...]  # of its fresh seeds; of the trial itself without confirmation
+    objectives: tuple[float, ...]  # of its fresh seeds; none if it stands without confirmation
 
     @property
     def number(self) -> int:
@@ -40,9 +41,14 @@ class Winner:
         return self.members[0]
 
     @property
-    def mean(self) -> float:
-        """The estimate that does not flatter."""
-        return float(np.mean(self.objectives))
+    def is_confirmed(self) -> bool:
+        """Whether its networks are those of fresh seeds, and not those that the search saw."""
+        return bool(self.objectives)
+
+    @property
+    def mean(self) -> float | None:
+        """The estimate that does not flatter; None without confirmation."""
+        return float(np.mean(self.objectives)) if self.is_confirmed else None
 
 
 def confirm(
@@ -65,7 +71,7 @@ def confirm(
         files: Of all nodes.
 
     Raises:
-        SharedFilesError: They could not be read or written; what was confirmed is noted.
+        StepLost: Storage refuses; what was confirmed is noted.
     """
     running = {}
     for machine_type, study in studies.items():
@@ -105,9 +111,12 @@ def confirm(
         study, number, indexes = running.pop(done)
         try:
             notes = ray.get(done)
-        except SharedFilesError:
-            raise  # no failure of the finalist: repeating the command goes on
         except ray.exceptions.RayError as error:
+            if refusal := refusal_of(error):  # no failure of the finalist
+                raise StepLost(
+                    f"{study.machine_type}: trial {number} could not be confirmed: {refusal}; "
+                    "repeat the command to continue: the trials are recorded"
+                ) from None
             notes = [{"failure": reason_of_lost_task(error)} for _ in indexes]
         for index, note in zip(indexes, notes, strict=True):
             study.note(_key(number, index), note | {"timestamp_ms": int(time.time() * 1000)})
@@ -144,7 +153,7 @@ def find_winner(
     if space.confirmation.top:
         logger.warning("%s: no finalist is confirmed, the best trial stands", study.machine_type)
     state = f"{checkpoint_name(files, folder, study.machine_type, best.number)}/{CHECKPOINT}"
-    return Winner(members=(best.number,), checkpoints=(state,), objectives=(best.value,))
+    return Winner(members=(best.number,), checkpoints=(state,), objectives=())
 
 
 def confirmed(

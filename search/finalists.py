@@ -18,13 +18,14 @@ from mimimi_core.config import TrialConfig
 from mimimi_core.ensemble import EnsembleError, fit_scale
 from mimimi_core.metrics import AucReport, auc_report
 from mimimi_core.pack import Pack, open_pack
-from mimimi_core.training import Training, held_out_normals
+from mimimi_core.training import held_out_normals
 from search.config import SpaceFile
 from search.confirmation import confirmed
 from search.lost_workers import scored
 from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import FINALISTS, TypeStudy
+from search.trainable import finished_training
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def score_finalists(
         shared_pack: What `files` calls the pack.
 
     Raises:
-        ScoringLost: A worker that scores died.
+        StepLost: A state cannot be read, or a worker that scores died.
     """
     trained = confirmed(study, space, folder, files)
     tested = {str(number): names for number, names in trained.items()}
@@ -95,8 +96,7 @@ def _nll(root: str, state: str, pack: str, threads: int) -> np.ndarray:
     """On a worker: scores of all clips of a pack under every id, `(n, C)`; zeros for train."""
     torch.set_num_threads(threads)
     files = SharedFiles(root)
-    with files.reading(state) as path:
-        training = Training.from_checkpoint(path, open_pack(files.fetch(pack)))
+    training = finished_training(files, state, open_pack(files.fetch(pack)))
     clips = np.flatnonzero(training.pack.splits != "train")
     nll = np.zeros((len(training.pack.splits), len(training.pack.machine_ids)))
     nll[clips] = training.scores(clips).nll

@@ -1,6 +1,6 @@
 """What a lost worker ends: a trial's, that trial; that of a study's last steps, the command.
 
-Ray has retried what is its to retry by then.
+Ray has retried what is its to retry by then. Storage that refuses ends the command as well.
 """
 
 from typing import Any
@@ -11,10 +11,11 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.execution import tune_controller
 
 from search.failures import reason_of_lost_task
+from search.shared_files import SharedFilesError
 
 
-class ScoringLost(SystemExit):  # noqa: N818  # no error of the program, but its end
-    """Clips could not be scored: ends the process with this message and exit code 1."""
+class StepLost(SystemExit):  # noqa: N818  # no error of the program, but its end
+    """A step after the trials could not be done: ends the process with this and exit code 1."""
 
 
 def scored(tasks: Any, who: str) -> Any:
@@ -25,17 +26,26 @@ def scored(tasks: Any, who: str) -> Any:
         who: Whose test it is, for the message.
 
     Raises:
-        ScoringLost: Their workers died; an error of the tasks themselves is raised as it is.
+        StepLost: Their workers died, or storage refuses them; another error of the tasks
+            themselves is raised as it is.
     """
     try:
         return ray.get(tasks)
-    except RayTaskError:
-        raise
     except RayError as error:
-        raise ScoringLost(
-            f"{who}: the clips could not be scored: {reason_of_lost_task(error)}; repeat the "
-            "command: trials and winner are recorded, and no outcome is yet"
-        ) from None
+        reason = refusal_of(error)
+        if reason is None and isinstance(error, RayTaskError):
+            raise
+        reason = reason or reason_of_lost_task(error)
+    raise StepLost(
+        f"{who}: the clips could not be scored: {reason}; repeat the command: trials and winner "
+        "are recorded, and no outcome is yet"
+    )
+
+
+def refusal_of(error: RayError) -> str | None:
+    """What shared storage refused a task, in one line; None if it failed for another reason."""
+    cause = getattr(error, "cause", None)  # the text of `error` itself is the worker's traceback
+    return str(cause) if isinstance(cause, SharedFilesError) else None
 
 
 class _ActorManager(RayActorManager):  # type: ignore[misc]

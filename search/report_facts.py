@@ -120,6 +120,13 @@ class TypeFacts:
         number = self.outcome.get("winner")
         return None if number is None else int(number)
 
+    @property
+    def winner_seeds(self) -> SeedFacts | None:
+        """Fresh seeds of the winner; None if there is none, or if it stands without them."""
+        if self.winner is None or not self.outcome.get("is_confirmed", True):
+            return None
+        return self.seeds(self.winner)
+
     def seeds(self, number: int) -> SeedFacts | None:
         """Fresh seeds of a trial; None if it was no finalist."""
         return next((s for s in self.finalists if s.number == number), None)

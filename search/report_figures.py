@@ -71,7 +71,7 @@ def history_figure(facts: TypeFacts) -> go.Figure | None:
             hovertemplate="%{text}: mean %{y:.3f}<extra></extra>",
         )
     if facts.winner is not None:
-        seeds = facts.seeds(facts.winner)
+        seeds = facts.winner_seeds
         y = seeds.mean if seeds and seeds.mean is not None else facts.trial(facts.winner).value
         figure.add_annotation(x=facts.winner, y=y, text="winner", ax=40, ay=30, bgcolor="white")
     return finish(figure, 420, x="trial", y=facts.objective)

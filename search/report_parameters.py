@@ -84,8 +84,8 @@ def slice_figure(facts: TypeFacts, importance: Importance | None) -> go.Figure |
     for index, name in enumerate(names):
         place = {"row": index // _COLUMNS + 1, "col": index % _COLUMNS + 1}
         mine = [trial for trial in trials if name in trial.params]
-        distributions = [t.distributions[name] for t in trials if name in t.distributions]
-        is_categorical = isinstance(distributions[0], CategoricalDistribution)
+        distribution = _joined(trials, name)
+        is_categorical = isinstance(distribution, CategoricalDistribution)
         for state in ("pruned", "complete"):
             of_state = [trial for trial in mine if trial.state == state]
             values = [trial.params[name] for trial in of_state]
@@ -99,7 +99,7 @@ def slice_figure(facts: TypeFacts, importance: Importance | None) -> go.Figure |
                 hovertemplate="%{text}: %{x}, %{y:.3f}<extra></extra>",
                 **place,
             )
-        figure.update_xaxes(**_axis(distributions), **place)
+        figure.update_xaxes(**_axis(distribution), **place)
     figure.update_annotations(font_size=12)
     figure.update_xaxes(tickangle=0)
     figure.update_yaxes(title_text=facts.objective, title_standoff=8, col=1)
@@ -108,8 +108,10 @@ def slice_figure(facts: TypeFacts, importance: Importance | None) -> go.Figure |
 
 def parallel_figure(facts: TypeFacts, importance: Importance | None) -> go.Figure | None:
     """Complete trials as lines across their parameters, by Optuna."""
-    names = varied(facts.of_state("complete"), importance)[:_MOST_AXES]
-    study = _complete_study(facts)
+    complete = facts.of_state("complete")
+    names = varied(complete, importance)[:_MOST_AXES]
+    # Optuna judges an axis by one of the trials, and fails where the others do not fit it.
+    study = _complete_study(facts, {name: _joined(complete, name) for name in names})
     if len(study.trials) < 2 or not names:
         return None
     figure = optuna.visualization.plot_parallel_coordinate(
@@ -139,8 +141,16 @@ def tried_values(facts: TypeFacts) -> dict[str, str]:
     return {name: _range(found) for name, found in values.items()}
 
 
-def _complete_study(facts: TypeFacts) -> optuna.Study:
-    """The complete trials as a study of their own, with one objective, for Optuna's functions."""
+def _complete_study(
+    facts: TypeFacts, joined: Mapping[str, BaseDistribution] | None = None
+) -> optuna.Study:
+    """The complete trials as a study of their own, with one objective, for Optuna's functions.
+
+    Args:
+        facts: Of the study.
+        joined: Distributions that take the place of each trial's own.
+    """
+    joined = joined or {}
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         [
@@ -148,7 +158,7 @@ def _complete_study(facts: TypeFacts) -> optuna.Study:
                 state=TrialState.COMPLETE,
                 value=trial.value,
                 params={name: trial.params[name] for name in trial.distributions},
-                distributions=trial.distributions,
+                distributions={n: joined.get(n, own) for n, own in trial.distributions.items()},
             )
             for trial in facts.of_state("complete")
         ]
@@ -167,22 +177,45 @@ def varied(trials: Sequence[TrialFacts], importance: Importance | None) -> list[
     return sorted(varied, key=lambda name: ranks.get(name, len(ranks)))
 
 
-def _axis(distributions: Sequence[BaseDistribution]) -> dict[str, Any]:
-    """Plotly's axis over all that could be suggested; a study's space may have been widened."""
-    if isinstance(distributions[0], CategoricalDistribution):
-        choices: dict[str, None] = {}
-        for distribution in distributions:
-            assert isinstance(distribution, CategoricalDistribution)
-            choices |= dict.fromkeys(map(shown, distribution.choices))
+def _joined(trials: Sequence[TrialFacts], name: str) -> BaseDistribution:
+    """All that could be suggested for a parameter in any of the trials, at least one.
+
+    They may differ even in its kind: a space may change that holds every earlier trial.
+    """
+    mine = [trial for trial in trials if name in trial.distributions]
+    distributions = [trial.distributions[name] for trial in mine]
+    if any(isinstance(d, CategoricalDistribution) for d in distributions):
+        choices: dict[Any, None] = {}
+        for trial, distribution in zip(mine, distributions, strict=True):
+            if isinstance(distribution, CategoricalDistribution):
+                choices |= dict.fromkeys(distribution.choices)
+            else:  # what it held cannot be listed
+                choices[trial.params[name]] = None
+        is_ordered = all(type(choice) in (int, float) for choice in choices)
+        return CategoricalDistribution(sorted(choices) if is_ordered else list(choices))
+    numbers = [d for d in distributions if isinstance(d, (FloatDistribution, IntDistribution))]
+    low, high = min(d.low for d in numbers), max(d.high for d in numbers)
+    is_log = all(d.log for d in numbers)
+    integers = [d for d in numbers if isinstance(d, IntDistribution)]
+    if len(integers) < len(numbers):
+        return FloatDistribution(low, high, log=is_log)
+    step = math.gcd(*(n for d in integers for n in (d.step, int(d.low - low))))
+    return IntDistribution(int(low), int(high), log=is_log, step=step)
+
+
+def _axis(distribution: BaseDistribution) -> dict[str, Any]:
+    """Plotly's axis over all that a distribution holds."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices = [shown(choice) for choice in distribution.choices]
         return {
             "type": "category",
             "categoryorder": "array",
-            "categoryarray": list(choices),
+            "categoryarray": choices,
             "range": [-0.4, len(choices) - 0.6],
         }
-    numbers = [d for d in distributions if isinstance(d, (FloatDistribution, IntDistribution))]
-    low, high = min(d.low for d in numbers), max(d.high for d in numbers)
-    if numbers[0].log:
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    low, high = distribution.low, distribution.high
+    if distribution.log:
         ticks = _log_ticks(low, high)
         edge = 0.04 * math.log10(high / low)
         span = [math.log10(low) - edge, math.log10(high) + edge]
@@ -190,8 +223,10 @@ def _axis(distributions: Sequence[BaseDistribution]) -> dict[str, Any]:
         return {"type": "log", "tickvals": ticks, "ticktext": labels, "range": span}
     edge = 0.04 * (high - low)
     axis: dict[str, Any] = {"range": [low - edge, high + edge]}
-    if isinstance(numbers[0], IntDistribution) and (high - low) // numbers[0].step < _MOST_TICKS:
-        axis["tickvals"] = list(range(int(low), int(high) + 1, numbers[0].step))
+    if isinstance(distribution, IntDistribution):
+        ticks_at = range(distribution.low, distribution.high + 1, distribution.step)
+        if len(ticks_at) <= _MOST_TICKS:
+            axis["tickvals"] = list(ticks_at)
     return axis
 
 

@@ -15,13 +15,12 @@ def key_facts(facts: TypeFacts, evidence: Mapping[str, str]) -> list[tuple[str, 
         evidence: What was measured of a label-free objective; see `report.LABEL_FREE_EVIDENCE`.
     """
     best, winner = facts.best, facts.winner
-    seeds = None if winner is None else facts.seeds(winner)
     counts = ", ".join(f"{n} {state}" for state, n in facts.counts.items() if n)
     retried = sum(trial.attempts > 1 for trial in facts.trials)
     rows = [
         ("trials", f"{len(facts.trials)}" + (f": {counts}" if counts else "")),
         ("best of the search", _best(facts, best)),
-        ("confirmed winner", _winner(winner, seeds)),
+        ("confirmed winner", _winner(winner, facts.winner_seeds)),
         ("the search's best flattered itself by", _flattery(facts)),
         ("test AUC of the winner", _test_auc(facts)),
         ("champion", _champion(facts)),

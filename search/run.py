@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         for option in ("storage", "tracking_uri"):
             if (uri := getattr(args, option)) is not None:
                 require_no_password(uri, f"--{option.replace('_', '-')}")
+        _require_name(args.study)
         overrides = {
             key: value
             for key in ("trials", "epochs", "seed")
@@ -124,6 +125,19 @@ def _names(text: str | None) -> list[str] | None:
     if not all(names) or len(set(names)) < len(names):
         raise SpaceError(f"--machine-types must be different names with commas, got {text!r}")
     return names
+
+
+def _require_name(study: str | None) -> None:
+    """A study is a folder of --out, and a slash ends its name where Optuna stores it.
+
+    Raises:
+        SpaceError: The name is not that of one folder.
+    """
+    if study is not None and not re.fullmatch(r"\w[\w.-]*", study):
+        raise SpaceError(
+            "--study must be a name of letters, digits, '_', '-' and '.', the last two not at its "
+            f"beginning, such as fans-2.1, got {study!r}"
+        )
 
 
 def _seconds(text: str | None) -> float | None:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from ray import tune
 
+from mimimi_core.checkpoint import CheckpointError
 from mimimi_core.config import TrialConfig
 from mimimi_core.crops import Crops
-from mimimi_core.pack import open_pack
+from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import OtherTrainingError, Training
 from search.failures import reason_of
 from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
@@ -94,6 +95,23 @@ def open_training(
         except OtherTrainingError as error:  # of a study that had this name, and is gone
             logger.warning("begins anew: %s", error)
             return training, {}
+
+
+def finished_training(files: SharedFiles, state: str, pack: Pack) -> Training:
+    """A training as `save_training` left it, to be judged.
+
+    Raises:
+        SharedFilesError: Its state cannot be read, or is gone.
+    """
+    with files.reading(state) as path:
+        try:
+            return Training.from_checkpoint(path, pack)
+        except CheckpointError as error:
+            raise SharedFilesError(
+                f"{files.root} must hold {state}, the state of a finished training, and it is "
+                "missing, cut short or another's: put it back, or choose another --study to "
+                "search anew"
+            ) from error
 
 
 def save_training(training: Training, metrics: dict[str, float], config: Mapping[str, Any]) -> None:

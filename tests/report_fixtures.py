@@ -22,9 +22,9 @@ SECONDS = 36.0  # of an epoch: a hundred of them are an hour
 RESOURCES = {"cpu": 1.0, "gpu": 0.0}
 OUTCOME = {
     "winner": 0,
+    "is_confirmed": True,
     "version": 2,
     "findings": {
-        "confirmed_val_auc": 0.81,
         "test_auc": 0.8,
         "test_auc_ci": [0.7, 0.9],
         "champion_version": 2,

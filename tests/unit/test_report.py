@@ -224,6 +224,15 @@ def test_a_winner_that_changed_nothing(
     assert words["the search's best flattered itself by"].startswith("unknown")
 
 
+def test_a_winner_of_which_a_seed_failed_is_not_called_confirmed(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    study.tell(ask(study).number, 0.8)
+    confirm(study, 0, 0.7, None)
+    study.set_user_attr("outcome", OUTCOME | {"is_confirmed": False})
+    words = facts_in_words(tmp_path / "s")
+    assert words["confirmed winner"] == "trial 0, not confirmed by fresh seeds"
+
+
 def test_a_choice_without_labels_carries_what_was_measured_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

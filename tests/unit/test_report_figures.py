@@ -6,7 +6,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import create_trial
 from plotly.colors import unlabel_rgb
 
@@ -154,6 +159,55 @@ def test_a_widened_choice_has_one_axis_with_all_choices(tmp_path: Path) -> None:
     assert list(figure.layout.xaxis.categoryarray) == ["a", "b", "c"]
     assert parameters.parallel_figure(facts, None) is not None
     assert parameters.tried_values(facts) == {"kind": "a, b, c"}
+
+
+def read_changed(folder: Path, *parts: tuple[BaseDistribution, list[Any]]) -> TypeFacts:
+    """A study whose parameter `x` had one distribution after another, with the values it took."""
+    study = make_study(folder)
+    tried = [(distribution, value) for distribution, values in parts for value in values]
+    for n, (distribution, value) in enumerate(tried):
+        trial = create_trial(
+            params={"x": value}, distributions={"x": distribution}, value=0.5 + n / 100
+        )
+        study._storage.create_new_trial(study._study_id, template_trial=trial)
+    return read_one(folder)
+
+
+CHOICES = (CategoricalDistribution([16, 32]), [16, 32] * 3)
+RANGE = (IntDistribution(16, 64, step=16), [48, 64] * 3)
+LOG = (FloatDistribution(1e-5, 1e-2, log=True), [1e-5, 1e-3] * 3)
+FROM_0 = (FloatDistribution(0.0, 1e-2), [0.0, 5e-3] * 3)
+MIXED = (CategoricalDistribution([16, 32, "all"]), ["all", 16] * 3)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(CHOICES, RANGE), (RANGE, CHOICES), (LOG, FROM_0), (FROM_0, LOG), (CHOICES, MIXED)],
+    ids=["choices-range", "range-choices", "log-linear", "linear-log", "numbers-words"],
+)
+def test_a_parameter_may_have_changed_its_kind(
+    tmp_path: Path, parts: tuple[tuple[BaseDistribution, list[Any]], ...]
+) -> None:
+    facts = read_changed(tmp_path / "s", *parts)
+    importance = parameters.importance_of(facts)
+    assert importance is not None
+    slices = parameters.slice_figure(facts, importance)
+    assert slices is not None
+    if any(isinstance(distribution, CategoricalDistribution) for distribution, _ in parts):
+        values = {trial.params["x"] for trial in facts.trials} | {16, 32}  # tried, or a choice
+        ordered = sorted(values, key=lambda value: (str(value).isalpha(), value))
+        assert list(slices.layout.xaxis.categoryarray) == [str(value) for value in ordered]
+    else:
+        assert slices.layout.xaxis.type != "log"
+        assert slices.layout.xaxis.range[0] <= 0.0
+    assert parameters.parallel_figure(facts, importance) is not None
+
+
+def test_a_finer_step_has_its_ticks(tmp_path: Path) -> None:
+    facts = read_changed(tmp_path / "s", RANGE, (IntDistribution(8, 64, step=8), [8, 24]))
+    figure = parameters.slice_figure(facts, None)
+    assert figure is not None
+    assert list(figure.layout.xaxis.tickvals) == [8, 16, 24, 32, 40, 48, 56, 64]
 
 
 def test_every_line_of_the_parallel_coordinates_is_seen_on_white(full: TypeFacts) -> None:

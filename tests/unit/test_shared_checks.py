@@ -13,7 +13,7 @@ from search import pack_cache, shared_files
 from search.conclude import _evaluate
 from search.finalists import _nll
 from search.shared_checks import StorageStopper, _probe, probe_nodes
-from search.shared_files import SharedFiles
+from search.shared_files import SharedFiles, SharedFilesError
 from search.trainable import CHECKPOINT, TrialRunner
 from tests.audio_fixtures import write_dcase2020
 from tests.model_fixtures import TINY_PARAMS
@@ -58,6 +58,27 @@ def test_a_worker_hands_over_the_winner_s_detector_and_figures(
         (tmp_path / file).write_bytes(content)
     assert Detector.load(tmp_path).machine_type == "fan"
     assert _nll(files.root, state, name, 1).shape == (len(open_pack(pack).names), 2)
+
+
+@pytest.mark.parametrize("content", [None, b"cut short"])
+def test_a_state_that_is_gone_is_named_with_what_to_do(
+    files: SharedFiles, tmp_path: Path, content: bytes | None
+) -> None:
+    clips = find_clips(write_dcase2020(tmp_path / "data", n_train=2, n_test=2))["fan"]
+    pack = files.share(pack_clips(clips, tmp_path / "runs" / "packs"))
+    state = files.name("s", "confirmation", "fan", "00000-0", CHECKPOINT)
+
+    def save(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content or b"")
+
+    if content is not None:
+        files.write(state, save)
+    wanted = rf"must hold {state}, .*put it back, or choose another --study"
+    with pytest.raises(SharedFilesError, match=wanted):
+        _evaluate(files.root, [state], pack, 1)
+    with pytest.raises(SharedFilesError, match=wanted):
+        _nll(files.root, state, pack, 1)
 
 
 def test_a_node_says_what_it_cannot_see_or_do(

@@ -1,0 +1,125 @@
+"""A winner's networks meet the test once; what is told of it is of those networks and current."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from mimimi_core.evaluation import Evaluation, build_detector, evaluate
+from mimimi_core.training import Training
+from search import conclude as module
+from search.conclude import conclude
+from search.confirmation import find_winner
+from search.shared_files import SharedFiles
+from search.studies import TypeStudy
+from tests.doubles import space_file
+from tests.model_fixtures import CPU, tiny_config, tone_pack
+from tests.study_fixtures import new_study
+
+
+class Nowhere:
+    """Stands for tracker and registry; there is no champion."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **options: None
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    training = Training(tiny_config(), tone_pack(), CPU)
+    training.run_epoch()
+    return evaluate(build_detector([training]), training.pack)
+
+
+@pytest.fixture
+def study() -> TypeStudy:
+    """One complete trial, at .9."""
+    study = new_study()
+    trial = study.ask()
+    assert trial is not None
+    number = trial.number
+    study.record_epoch(number, 1, {}, 0.9)
+    study.finish(number, TrialState.COMPLETE, value=0.9)
+    return study
+
+
+@pytest.fixture
+def tested(monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation) -> list[Sequence[str]]:
+    """Checkpoints of every winner that has met the test, without Ray."""
+    met: list[Sequence[str]] = []
+
+    def scored(args: Sequence[Any], who: str) -> tuple[Evaluation, dict[str, bytes], Any]:
+        met.append([Path(state).parent.name for state in args[1]])
+        return evaluation, {}, {}
+
+    task = SimpleNamespace(remote=lambda *args: args)
+    monkeypatch.setattr(module, "ray", SimpleNamespace(remote=lambda **_: lambda _: task))
+    monkeypatch.setattr(module, "scored", scored)
+    return met
+
+
+def end(study: TypeStudy, out: Path, top: int, seeds: int = 1) -> dict[str, Any]:
+    """What the command tells that has this confirmation."""
+    confirmation = space_file().confirmation.model_copy(update={"top": top, "seeds": seeds})
+    space = space_file().model_copy(update={"confirmation": confirmation})
+    return conclude(
+        study,
+        tone_pack(),
+        find_winner(study, space, out / "s"),
+        folder=out / "s",
+        resources={"cpu": 1.0, "gpu": 0.0},
+        files=SharedFiles(out),
+        shared_pack="",
+        tracker=Nowhere(),  # type: ignore[arg-type]
+        registry=Nowhere(),  # type: ignore[arg-type]
+        tags={},
+        mode="never",
+        promotion=space.promotion,
+    )
+
+
+def test_without_confirmation_no_confirmed_figure_is_told(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        found = end(study, tmp_path, top=0)
+        assert found["confirmed_val_auc"] is None
+        assert found["best_val_auc"] == 0.9
+        assert found["test_auc"] is not None
+    study.note("confirmation/0/0", {"failure": "crash"})  # nor if no finalist could be confirmed
+    assert end(study, tmp_path, top=1)["confirmed_val_auc"] is None
+    assert tested == [["00000"]]
+
+
+def test_the_same_trial_with_a_fresh_seed_is_another_network(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
+) -> None:
+    end(study, tmp_path, top=0)
+    study.note("confirmation/0/0", {"objective": 0.7})
+    for _ in range(2):
+        assert end(study, tmp_path, top=1)["confirmed_val_auc"] == 0.7
+    assert tested == [["00000"], ["00000-0"]]
+
+
+def test_more_seeds_change_the_confirmed_figure_and_not_the_network(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
+) -> None:
+    study.note("confirmation/0/0", {"objective": 0.7})
+    assert end(study, tmp_path, top=1, seeds=1)["confirmed_val_auc"] == 0.7
+    study.note("confirmation/0/1", {"objective": 0.8})
+    found = end(study, tmp_path, top=1, seeds=2)
+    assert found["confirmed_val_auc"] == pytest.approx(0.75)
+    assert tested == [["00000-0"]]
+
+
+def test_an_outcome_that_tells_no_confirmation_is_of_the_winner_as_it_is(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
+) -> None:
+    findings = {"confirmed_val_auc": 0.9, "test_auc": 0.6, "champion_version": None}
+    study.note("outcome", {"winner": 0, "version": None, "findings": findings})
+    found = end(study, tmp_path, top=0)
+    assert (found["confirmed_val_auc"], found["test_auc"]) == (None, 0.6)
+    assert tested == []
