@@ -19,7 +19,7 @@ from search.config import SchedulerConfig
 from search.failures import reason_of_loss
 from search.hangs import HangWatch
 from search.samplers import derive_seed
-from search.studies import TypeStudy
+from search.studies import LET_ON, TypeStudy
 from search.views import paused_after
 
 _LEAST_CURVES = 3  # that a median is made of
@@ -173,12 +173,13 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         if not math.isfinite(result["objective"]):
             return str(TrialScheduler.STOP)
         study, number = self._studies[trial.config["machine_type"]], trial.config["number"]
-        before = study.trial(number).intermediate_values
-        if result["epoch"] in before:  # reported again after a restart, judged already
+        stored = study.trial(number)
+        before, epoch = stored.intermediate_values, result["epoch"]
+        if self.pauses and stored.user_attrs.get(LET_ON) != epoch:
+            return self._pause(trial, epoch)
+        if epoch in before:  # reported again after a restart, judged already
             return str(TrialScheduler.CONTINUE)
-        if self.pauses:
-            return self._pause(trial, result["epoch"])
-        curve = before | {result["epoch"]: result["objective"]}
+        curve = before | {epoch: result["objective"]}
         if not self._rule(self._config, self._epochs, number, curve, study.rivals(number)):
             return str(TrialScheduler.CONTINUE)
         self.stopped.add(trial.trial_id)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 FINALISTS = "finalists"  # note of a study: what they all made of the test clips
 EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
 _UID = "uid"  # note of a study
+LET_ON = "let_on"  # user attribute: the last rung from which a trial that had paused went on
 INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
 _MOST_DIFFERENCES = 3  # shown when a study is refused
 _MOST_INFEASIBLE = 200  # suggestions in a row before a search gives up
@@ -256,7 +257,9 @@ class TypeStudy:
 
     def go_on(self, number: int) -> FrozenTrial:
         """Take up a trial that was paused."""
-        self._storage.set_trial_user_attr(self.trial(number)._trial_id, "paused", None)
+        trial = self.trial(number)
+        self._storage.set_trial_user_attr(trial._trial_id, LET_ON, paused_after(trial))
+        self._storage.set_trial_user_attr(trial._trial_id, "paused", None)
         return self.trial(number)
 
     def finish(

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from search.config import SamplerConfig, SchedulerConfig
 from search.schedulers import due, furthest
 from search.space import Params
-from search.studies import ending_of
+from search.studies import StorageLost, TypeStudy, ending_of
 from search.views import paused_after
 from tests.bench.simulation import Step, simulate
 from tests.doubles import level_of, result_of, space_file
@@ -82,6 +82,24 @@ def test_a_search_that_was_killed_lets_paused_trials_wait(tmp_path: Path) -> Non
         again = run_until_paused(search, 0.9)
         assert (again.number, paused_after(again)) == (1, 2)
         assert "attempts" not in again.user_attrs
+
+
+def test_a_trial_whose_search_ends_before_its_pause_is_noted_passes_no_rung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(study: TypeStudy, number: int) -> None:
+        raise StorageLost("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TypeStudy, "pause", lost)
+        with searching(tmp_path, 9, scheduler=PAUSING) as search:
+            with pytest.raises(StorageLost):
+                run_until_paused(search, 0.9)
+    with searching(tmp_path, 9, scheduler=PAUSING) as search:
+        again = run_until_paused(search, 0.9)
+        assert (again.number, paused_after(again)) == (0, 1)
+        assert run_until_paused(search, 0.6).number == 1
+        assert paused_after(run_until_paused(search, 0.9)) == 2  # let on from the first
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
