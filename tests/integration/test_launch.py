@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
@@ -52,6 +53,7 @@ def run(
     observers: tuple[Observer, ...] = (),
     time_budget_s: float | None = None,
     scheduler: Mapping[str, Any] = ASHA,
+    cpus: float = 1.0,
 ) -> tuple[dict[str, list[FrozenTrial]], bool]:
     """Run a study of analytic trials; its trials, and whether it came to its end."""
     space = space_file(trials=n_trials, epochs=EPOCHS, scheduler=scheduler)
@@ -61,7 +63,7 @@ def run(
             space,
             folder=folder,
             packs=dict.fromkeys(types, Path("no pack")),
-            resources=RESOURCES,
+            resources=RESOURCES | {"cpu": cpus},
             time_budget_s=time_budget_s,
             observers=observers,
             trainable=trainable or analytic_trainable(),
@@ -196,6 +198,31 @@ def test_a_worker_that_always_dies_is_given_up(mishaps: Outcome) -> None:
     assert "Worker exit type: SYSTEM_ERROR" in trial.user_attrs["reason"]
     own = [e for e in mishaps.events if (e["machine_type"], e["number"]) == ("pump", 2)]
     assert len({event["pid"] for event in own}) == 1 + WORKER_RETRIES
+
+
+class _EndIdleWorker:
+    """Kills the worker of the first trial when that is complete: it waits for another one then."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.killed: int | None = None
+
+    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
+        if trial.state == TrialState.COMPLETE and self.killed is None:
+            self.killed = events_of(self._folder)[-1]["pid"]
+            os.kill(self.killed, signal.SIGKILL)
+            psutil.wait_procs([psutil.Process(self.killed)], timeout=30)
+
+
+def test_a_trial_given_to_a_worker_that_died_while_idle_gets_another_one(tmp_path: Path) -> None:
+    killer = _EndIdleWorker(tmp_path)
+    trials, is_over = run(tmp_path, n_trials=2, observers=(killer,), cpus=2.0)
+    assert is_over
+    assert [trial.state for trial in trials["fan"]] == 2 * [TrialState.COMPLETE]
+    second = [event for event in events_of(tmp_path) if event["number"] == 1]
+    assert [event["epoch"] for event in second] == [1, 2, 3, 4]
+    assert killer.killed not in {event["pid"] for event in second}
+    assert trials["fan"][1].user_attrs["attempts"] == 2  # as for any worker that is lost
 
 
 def test_only_trials_that_can_still_win_keep_their_state(mishaps: Outcome) -> None:
