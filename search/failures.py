@@ -7,7 +7,7 @@
 | memory exhausted | infeasible, so that the sampler avoids its like; counted as failed | as below if the process was killed for it |
 | the worker process or its node dies | continues from its last epoch on any node | by Tune, `WORKER_RETRIES` times, then FAIL |
 | a machine is taken back with notice (`cluster/gpu.yaml`) | as above | as often as that happens |
-| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, half of `study.hang_minutes` at most, as a full disk does | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
+| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, half of `study.hang_minutes` at most, as a full disk does, or a folder that its node has not mounted | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
 | no report for `longest_silence_s` | its worker is killed, then as for one that died | as above, then FAIL "hung" |
 | a training of the confirmation loses its worker | its finalist cannot win, reason | by Ray, `WORKER_RETRIES` times, and as often where it was killed for its memory |
 | a worker dies that scores the winner's or the finalists' clips | the search ends, no outcome is recorded | by Ray as above, then when the command is repeated |

@@ -121,3 +121,22 @@ def test_a_store_that_refuses_for_good_is_an_error_of_the_worker(
     with pytest.raises(SharedFilesError, match=r"s3://bucket/prefix must let this machine"):
         train()
     assert clock.now == (60 if hang_minutes else PATIENCE_S)
+
+
+def test_a_folder_that_is_not_mounted_here_is_an_error_of_the_worker(
+    clock: Clock, tmp_path: Path
+) -> None:
+    files = SharedFiles(tmp_path / "elsewhere")
+    runner = TrialRunner(
+        {
+            "params": PARAMS,
+            "objective": "val_auc",
+            "files": files.root,
+            "pack": files.name("packs", "fan-0123456789ab.arrow"),
+            "checkpoint": files.name("s", "checkpoints", "fan", "00000"),
+            "threads": 1,
+        }
+    )
+    with pytest.raises(SharedFilesError, match=r"fan-0123456789ab\.arrow.* mount .*elsewhere on"):
+        runner.step()
+    assert clock.now == PATIENCE_S  # it may be mounted yet
