@@ -1,6 +1,7 @@
 """Trials on a real Ray through the real Tuner, most of them analytic and quick."""
 
 import itertools
+import json
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from mimimi_core.clips import find_clips
@@ -24,8 +26,9 @@ from search.searcher import Observer
 from search.shared_files import SharedFiles
 from search.storages import open_storage
 from search.studies import StudyError, TypeStudy
+from search.trainable import TrialRunner
 from tests.audio_fixtures import write_dcase2020
-from tests.doubles import analytic_trainable, events_of, space_file
+from tests.doubles import EVENTS, analytic_trainable, events_of, space_file
 from tests.study_fixtures import new_study
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -223,6 +226,28 @@ def test_a_trial_given_to_a_worker_that_died_while_idle_gets_another_one(tmp_pat
     assert [event["epoch"] for event in second] == [1, 2, 3, 4]
     assert killer.killed not in {event["pid"] for event in second}
     assert trials["fan"][1].user_attrs["attempts"] == 2  # as for any worker that is lost
+
+
+def test_a_trial_whose_device_breaks_in_every_process_is_given_up(tmp_path: Path) -> None:
+    """Its error is raised by hand, on no GPU."""
+
+    class Broken(TrialRunner):
+        def _advance(self) -> dict[str, Any]:
+            note = {"pid": os.getpid()}
+            with (Path(self.config["files"]) / EVENTS).open("a") as file:
+                file.write(json.dumps(note) + "\n")
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    trials, is_over = run(tmp_path / "s", Broken, n_trials=1)
+    assert is_over
+    (trial,) = trials["fan"]
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["attempts"] == 1 + WORKER_RETRIES
+    assert trial.user_attrs["reason"] == (
+        "worker lost: AcceleratorError: CUDA error: an illegal memory access was encountered"
+    )
+    notes = (tmp_path / EVENTS).read_text().splitlines()
+    assert len(set(notes)) == len(notes) == 1 + WORKER_RETRIES  # each in a process of its own
 
 
 def test_only_trials_that_can_still_win_keep_their_state(mishaps: Outcome) -> None:
