@@ -21,7 +21,14 @@ from search.failures import WORKER_RETRIES, longest_silence_s
 from search.hangs import HangWatch
 from search.interrupt import Interrupt
 from search.lost_workers import retry_lost_workers
-from search.machines import Wish, bundle_of, wait_for_machine, withdrawn_at_the_end
+from search.machines import (
+    Wish,
+    bundle_of,
+    n_fitting,
+    require_machine,
+    wait_for_machine,
+    withdrawn_at_the_end,
+)
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
 from search.shared_checks import StorageStopper
@@ -95,7 +102,7 @@ def trial_resources(
         share_of_gpu: Finds what "auto" is, see `search/gpu_share.py`; asked if there are GPUs.
 
     Raises:
-        StudyError: The cluster cannot hold a single trial.
+        StudyError: The cluster, or each of its machines, cannot hold a single trial.
     """
     stated = 0.0 if wanted.gpu == "auto" else wanted.gpu
     wait_for_machine(bundle_of({"cpu": wanted.cpu, "gpu": stated}))
@@ -110,6 +117,7 @@ def trial_resources(
                 f"resources.{name} must fit into the cluster, which has "
                 f"{available.get(name.upper(), 0):g}, got {amount:g}"
             )
+    require_machine(bundle_of(resources))
     return resources
 
 
@@ -286,12 +294,8 @@ class _CheckpointSweeper:
 
 
 def _slots(resources: Mapping[str, float]) -> int:
-    """Trials that fit into the cluster as it is now."""
-    available = ray.cluster_resources()
-    fits = [
-        available.get(name.upper(), 0) // amount for name, amount in resources.items() if amount
-    ]
-    return max(1, int(min(fits)))
+    """Trials that fit into the cluster as it is now, one at least."""
+    return max(1, n_fitting(bundle_of(resources)))
 
 
 def _trial_name(trial: Any) -> str:

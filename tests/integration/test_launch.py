@@ -16,12 +16,15 @@ import psutil
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.experimental.internal_kv import _internal_kv_get
 
 from mimimi_core.clips import find_clips
 from mimimi_core.pack import pack_clips
 from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
 from search.launch import checkpoint_name, run_trials, trial_resources
+from search.machines import _can_grow
 from search.searcher import Observer
 from search.shared_files import SharedFiles
 from search.storages import open_storage
@@ -30,6 +33,7 @@ from search.trainable import TrialRunner
 from tests.audio_fixtures import write_dcase2020
 from tests.doubles import EVENTS, analytic_trainable, events_of, space_file
 from tests.study_fixtures import new_study
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -352,6 +356,11 @@ def test_resources_that_no_node_has_are_refused() -> None:
         trial_resources(Resources(cpu=3))
     with pytest.raises(StudyError, match=r"resources.gpu must fit .* has 0, got 0.5"):
         trial_resources(Resources(gpu=0.5))
+
+
+def test_an_autoscaler_that_only_watches_is_known() -> None:
+    wait_until(lambda: bool(_internal_kv_get(DEBUG_AUTOSCALING_STATUS)))
+    assert not _can_grow()
 
 
 def test_limits_that_nothing_keeps_end_the_run_with_their_reason(tmp_path: Path) -> None:

@@ -244,3 +244,15 @@ def test_a_search_that_is_killed_is_finished_on_new_machines(story: Story) -> No
 def test_machines_go_when_the_search_has_ended(story: Story, head: Head) -> None:
     assert head.wish() == []
     wait_until(lambda: head.n_machines() == 0)
+
+
+def test_an_autoscaler_that_adds_machines_is_known(head: Head) -> None:
+    """That one which only watches is known too, `test_launch` says."""
+    code = f"import ray; from search import machines; ray.init({head.address!r}); "
+    code += "assert machines._can_grow()"
+
+    def can_grow() -> bool:  # not before the autoscaler has looked for the first time
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=ROOT, env=os.environ | NO_TOKEN).returncode == 0
+
+    wait_until(can_grow)
