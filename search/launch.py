@@ -1,7 +1,6 @@
 """Runs the trials of all machine types in one Tune run; nothing else starts Ray or a Tuner."""
 
 import logging
-import math
 import os
 import shutil
 import socket
@@ -149,6 +148,9 @@ def run_trials(
     Returns:
         False if Ctrl-C ended it, or the shared storage.
     """
+    if are_hours_spent(studies, space.study.hours, resources):
+        # Tune asks its stoppers only after it has taken up trials, which would train nothing.
+        return True
     files = files or SharedFiles(folder.parent)
 
     def config_of(machine_type: str, trial: FrozenTrial) -> Config:
@@ -253,6 +255,15 @@ def spent_hours(study: TypeStudy, resources: Mapping[str, float]) -> float:
     return float(seconds * (resources["gpu"] or resources["cpu"]) / 3600)
 
 
+def are_hours_spent(
+    studies: Mapping[str, TypeStudy], hours: float | None, resources: Mapping[str, float]
+) -> bool:
+    """Whether all studies together have spent the hours they may; None is without end."""
+    if hours is None:
+        return False
+    return sum(spent_hours(study, resources) for study in studies.values()) >= hours
+
+
 class HoursStopper(tune.Stopper):  # type: ignore[misc]
     """Ends a Tune run when all studies together have spent their hours."""
 
@@ -262,10 +273,7 @@ class HoursStopper(tune.Stopper):  # type: ignore[misc]
         hours: float | None,
         resources: Mapping[str, float],
     ) -> None:
-        self._limit = math.inf if hours is None else hours
-        self._spent = cached(
-            lambda: sum(spent_hours(study, resources) for study in studies.values()), seconds=1.0
-        )
+        self._is_over = cached(lambda: are_hours_spent(studies, hours, resources), seconds=1.0)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Stops no single trial."""
@@ -273,7 +281,7 @@ class HoursStopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """See Stopper."""
-        return self._limit < math.inf and self._spent() >= self._limit
+        return bool(self._is_over())
 
 
 class _CheckpointSweeper:

@@ -61,9 +61,10 @@ def run(
     time_budget_s: float | None = None,
     scheduler: Mapping[str, Any] = ASHA,
     cpus: float = 1.0,
+    hours: float | None = None,
 ) -> tuple[dict[str, list[FrozenTrial]], bool]:
     """Run a study of analytic trials; its trials, and whether it came to its end."""
-    space = space_file(trials=n_trials, epochs=EPOCHS, scheduler=scheduler)
+    space = space_file(n_trials, EPOCHS, scheduler=scheduler, study={"hours": hours})
     with opened(folder, space, types) as studies:
         is_over = run_trials(
             studies,
@@ -285,6 +286,23 @@ def test_a_time_budget_leaves_the_rest_to_the_next_run(tmp_path: Path) -> None:
     assert [trial.params for trial in again["fan"][:known]] == [t.params for t in trials["fan"]]
     for trial in again["fan"]:
         assert list(trial.intermediate_values) == [1, 2, 3, 4]
+
+
+def test_hours_that_are_spent_start_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path, space_file(epochs=EPOCHS), ("fan",)) as studies:
+        for _ in range(2):
+            trial = studies["fan"].ask()
+            assert trial
+            studies["fan"].record_epoch(trial.number, 1, {"seconds": 1800.0}, 0.5)
+        studies["fan"].pause(1)
+        before = list(studies["fan"].trials())
+    pausing = {"name": "asha_pause"}
+    trials, is_over = run(tmp_path, hours=1.0, scheduler=pausing)
+    assert trials["fan"] == before
+    assert is_over  # as far as it was asked for
+    trials, _ = run(tmp_path, hours=1.5, scheduler=pausing)
+    assert len(trials["fan"]) == 4
+    assert all(trial.state.is_finished() for trial in trials["fan"])
 
 
 class _Press:
