@@ -5,9 +5,10 @@
 | settings that do not fit, or break a limit of the space file | infeasible before it runs | another one is suggested |
 | loss not finite, a crash in our code | FAIL, reason | no: the same settings would fail again |
 | memory exhausted | infeasible, so that the sampler avoids its like; counted as failed | as below if the process was killed for it |
+| a device fails in a way that leaves it unusable for the process (`torch.AcceleratorError`) | its worker is ended, then as for one that died | as below |
 | the worker process or its node dies | continues from its last epoch on any node | by Tune, `WORKER_RETRIES` times, then FAIL |
 | a machine is taken back with notice (`cluster/gpu.yaml`) | as above | as often as that happens |
-| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, half of `study.hang_minutes` at most, as a full disk does | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
+| the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, half of `study.hang_minutes` at most, as a full disk does, or a folder that its node has not mounted | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
 | no report for `longest_silence_s` | its worker is killed, then as for one that died | as above, then FAIL "hung" |
 | a training of the confirmation loses its worker | its finalist cannot win, reason | by Ray, `WORKER_RETRIES` times, and as often where it was killed for its memory |
 | the shared storage refuses a training of the confirmation, or who scores clips | the search ends, no failure or outcome is recorded | when the command is repeated |
@@ -89,7 +90,12 @@ def reason_of_loss(errors: str) -> str:
     Indented lines, which tell a traceback or ids, and Ray's guesses about causes are left out.
     """
     last = errors.rpartition("Failure # ")[2].splitlines()[1:]
-    message = " ".join(line for line in last if line and not line[0].isspace())
+    lines = [line for line in last if line and not line[0].isspace()]
+    for line in lines:  # torch's advice comes after the one that names the error
+        _, name, error = line.partition("AcceleratorError: ")
+        if name:
+            return f"worker lost: {name}{error}"
+    message = " ".join(lines)
     _, name, refusal = message.partition("SharedFilesError: ")
     if name:
         return f"{_STORAGE}: {refusal}"

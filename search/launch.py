@@ -1,7 +1,6 @@
 """Runs the trials of all machine types in one Tune run; nothing else starts Ray or a Tuner."""
 
 import logging
-import math
 import os
 import shutil
 import socket
@@ -21,7 +20,14 @@ from search.failures import WORKER_RETRIES, longest_silence_s
 from search.hangs import HangWatch
 from search.interrupt import Interrupt
 from search.lost_workers import retry_lost_workers
-from search.machines import Wish, bundle_of, wait_for_machine, withdrawn_at_the_end
+from search.machines import (
+    Wish,
+    bundle_of,
+    n_fitting,
+    require_machine,
+    wait_for_machine,
+    withdrawn_at_the_end,
+)
 from search.schedulers import StudyScheduler
 from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearcher, cached
 from search.shared_checks import StorageStopper
@@ -95,21 +101,15 @@ def trial_resources(
         share_of_gpu: Finds what "auto" is, see `search/gpu_share.py`; asked if there are GPUs.
 
     Raises:
-        StudyError: The cluster cannot hold a single trial.
+        StudyError: No machine of the cluster can hold a single trial.
     """
     stated = 0.0 if wanted.gpu == "auto" else wanted.gpu
     wait_for_machine(bundle_of({"cpu": wanted.cpu, "gpu": stated}))
-    available = ray.cluster_resources()
     gpu = wanted.gpu
     if gpu == "auto":
-        gpu = share_of_gpu() if available.get("GPU", 0) else 0.0
+        gpu = share_of_gpu() if ray.cluster_resources().get("GPU", 0) else 0.0
     resources = {"cpu": wanted.cpu, "gpu": gpu}
-    for name, amount in resources.items():
-        if amount > available.get(name.upper(), 0):
-            raise StudyError(
-                f"resources.{name} must fit into the cluster, which has "
-                f"{available.get(name.upper(), 0):g}, got {amount:g}"
-            )
+    require_machine(bundle_of(resources))
     return resources
 
 
@@ -141,6 +141,9 @@ def run_trials(
     Returns:
         False if Ctrl-C ended it, or the shared storage.
     """
+    if are_hours_spent(studies, space.study.hours, resources):
+        # Tune asks its stoppers only after it has taken up trials, which would train nothing.
+        return True
     files = files or SharedFiles(folder.parent)
 
     def config_of(machine_type: str, trial: FrozenTrial) -> Config:
@@ -245,6 +248,15 @@ def spent_hours(study: TypeStudy, resources: Mapping[str, float]) -> float:
     return float(seconds * (resources["gpu"] or resources["cpu"]) / 3600)
 
 
+def are_hours_spent(
+    studies: Mapping[str, TypeStudy], hours: float | None, resources: Mapping[str, float]
+) -> bool:
+    """Whether all studies together have spent the hours they may; None is without end."""
+    if hours is None:
+        return False
+    return sum(spent_hours(study, resources) for study in studies.values()) >= hours
+
+
 class HoursStopper(tune.Stopper):  # type: ignore[misc]
     """Ends a Tune run when all studies together have spent their hours."""
 
@@ -254,10 +266,7 @@ class HoursStopper(tune.Stopper):  # type: ignore[misc]
         hours: float | None,
         resources: Mapping[str, float],
     ) -> None:
-        self._limit = math.inf if hours is None else hours
-        self._spent = cached(
-            lambda: sum(spent_hours(study, resources) for study in studies.values()), seconds=1.0
-        )
+        self._is_over = cached(lambda: are_hours_spent(studies, hours, resources), seconds=1.0)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Stops no single trial."""
@@ -265,7 +274,7 @@ class HoursStopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """See Stopper."""
-        return self._limit < math.inf and self._spent() >= self._limit
+        return bool(self._is_over())
 
 
 class _CheckpointSweeper:
@@ -286,12 +295,8 @@ class _CheckpointSweeper:
 
 
 def _slots(resources: Mapping[str, float]) -> int:
-    """Trials that fit into the cluster as it is now."""
-    available = ray.cluster_resources()
-    fits = [
-        available.get(name.upper(), 0) // amount for name, amount in resources.items() if amount
-    ]
-    return max(1, int(min(fits)))
+    """Trials that fit into the cluster as it is now, one at least."""
+    return max(1, n_fitting(bundle_of(resources)))
 
 
 def _trial_name(trial: Any) -> str:

@@ -8,7 +8,10 @@ from typing import Any
 import ray
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.tune import tune as tune_runs
 from ray.tune.execution import tune_controller
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 
 from search.failures import reason_of_lost_task
 from search.shared_files import SharedFilesError
@@ -64,6 +67,25 @@ class _ActorManager(RayActorManager):  # type: ignore[misc]
         super()._actor_task_failed(tracked_actor_task, exception)
 
 
+class _Controller(TuneController):  # type: ignore[misc]
+    """Tune's, whose own (2.60) fails a trial that it hands to a worker which died while idle.
+
+    It hears of the loss twice, for the worker and for the task: the first puts the trial back into
+    the queue, the second fails it. And who is put back there is given no worker any more, for it
+    still counts as being handed over.
+    """
+
+    def _actor_failed(self, tracked_actor: Any, exception: Exception) -> None:
+        trial = self._actor_to_trial[tracked_actor]
+        if trial in self._resetting_trials:
+            # As if it ran: then only the failure of the task counts, which is told next.
+            self._resetting_trials.remove(trial)
+            self._unstage_trial_with_resources(trial)
+            self._set_trial_status(trial, Trial.RUNNING)
+        super()._actor_failed(tracked_actor, exception)
+
+
 def retry_lost_workers() -> None:
     """Have Tune treat every loss of a worker as one, for all runs of this process."""
     tune_controller.RayActorManager = _ActorManager
+    tune_runs.TuneController = _Controller

@@ -17,11 +17,12 @@ from optuna.trial import FrozenTrial
 from ray.autoscaler.sdk import request_resources
 
 from search import wish_guard
-from search.studies import TypeStudy
+from search.studies import StudyError, TypeStudy
 
 _MOST_TRIALS = 64  # at once; how many machines that may be is for the cluster's own file to say
 _REPEAT_S = 60.0  # another search on this cluster may have made its wish, or withdrawn it
 _POLL_S = 1.0
+_ROUNDING = 1e-9  # five times 0.2 of a GPU are one
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,46 @@ def wait_for_machine(bundle: Mapping[str, float]) -> None:
     request_resources(bundles=[dict(bundle)])
     while not ray.cluster_resources().get("CPU", 0):
         time.sleep(_POLL_S)
+
+
+def n_fitting(bundle: Mapping[str, float]) -> int:
+    """How many trials fit into the cluster as it is now: each has to fit into one machine.
+
+    Args:
+        bundle: Resources of a trial, by Ray's names.
+    """
+    return sum(
+        int(min(has.get(name, 0) / amount for name, amount in bundle.items()) + _ROUNDING)
+        for has in _machines()
+    )
+
+
+def require_machine(bundle: Mapping[str, float]) -> None:
+    """Refuse what Ray would wait for in silence and for ever.
+
+    Args:
+        bundle: Resources of a trial, by Ray's names.
+
+    Raises:
+        StudyError: No machine has all of it.
+    """
+    if n_fitting(bundle):
+        return
+    kinds = sorted({_shown({name: has.get(name, 0) for name in bundle}) for has in _machines()})
+    raise StudyError(
+        f"resources must fit into one machine of the cluster, got {_shown(bundle)}, but its "
+        f"machines have {'; '.join(kinds)}: lower `resources` in the space file, or add a machine "
+        "that has it all"
+    )
+
+
+def _machines() -> list[dict[str, float]]:
+    """What each machine has, by Ray's names."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _shown(bundle: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
 
 
 class Wish:

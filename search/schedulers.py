@@ -164,7 +164,10 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         return len(self._waiting)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """See TrialScheduler; called again for a trial whose worker was lost."""
+        """See TrialScheduler; called again, for a further attempt, after a worker was lost."""
+        if trial.trial_id in self.losses:
+            study = self._studies[trial.config["machine_type"]]
+            study.add_attempts(trial.config["number"], 1)
         self._waiting.append(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

@@ -89,15 +89,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         """Store the last epoch and how the trial ended.
 
-        A trial that neither finished nor failed nor was stopped by its scheduler was cut off by
-        the end of the run: it stays RUNNING in the storage and is taken up by the next one.
+        Tune does not call this for trials that the end of the run cuts off: they stay RUNNING in
+        the storage and are taken up by the next one.
         """
         machine_type, number = self._live[trial_id]
         study = self._studies[machine_type]
         losses = self._scheduler.losses.pop(trial_id, [])
-        retries = len(losses) - 1 if error else len(losses)
-        if retries:
-            study.add_attempts(number, retries)
         if error:
             self._fail(study, number, losses[-1])
         elif result and "failure" in result:

@@ -131,9 +131,10 @@ class SharedFiles:
         """A file that `share` named, on this node: in place, or its copy.
 
         Raises:
-            SharedFilesError: The store refuses, or the node has no room.
+            SharedFilesError: The store refuses, the node has no room, or it lacks the folder.
         """
         if self._folder:
+            self._patiently(f"read {name}", lambda: self._see(name))
             return Path(name)
         copy = PurePosixPath(name)
         digest = copy.stem.rpartition("-")[2]
@@ -148,13 +149,8 @@ class SharedFiles:
         Raises:
             SharedFilesError: It cannot.
         """
-        if not self._folder:
-            self._patiently(f"look for {name}", lambda: self._size(name), patience_s=0.0)
-        elif not Path(name).exists():
-            raise SharedFilesError(
-                f"{name} must be seen by every node, and is not here: mount {self._folder} on all, "
-                "or give --storage-path a folder or URI that all can use"
-            )
+        look = self._see if self._folder else self._size
+        self._patiently(f"look for {name}", lambda: look(name), patience_s=0.0)
 
     def write(
         self, name: str, save: Callable[[Path], None], patience_s: float | None = None
@@ -228,6 +224,20 @@ class SharedFiles:
                 shutil.copyfileobj(source, sink, _PART_BYTES)  # a request per piece
         except FileNotFoundError:
             path.unlink(missing_ok=True)
+
+    def _see(self, name: str) -> None:
+        """Open a file of the folder; an error says what to do, whichever way the folder is broken.
+
+        A node that joined late may lack the mount, or have one that is stale.
+        """
+        try:
+            with Path(name).open("rb"):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"it is not to be had here ({error.strerror}): mount {self._folder} on every node, "
+                "or give --storage-path a folder or URI that all can use"
+            ) from error
 
     def _download(self, name: str, part: Path) -> None:
         """Append to `part` what it lacks; each piece is asked for until it comes."""

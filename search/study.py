@@ -22,7 +22,13 @@ from search.costs import cost_of, excesses
 from search.data import Manifest, pack_data
 from search.finalists import score_finalists
 from search.gpu_share import share_of_gpu
-from search.launch import cluster, run_trials, spent_hours, trial_resources
+from search.launch import (
+    are_hours_spent,
+    cluster,
+    run_trials,
+    spent_hours,
+    trial_resources,
+)
 from search.progress import Progress
 from search.registry import Registry, model_name
 from search.report import write_report
@@ -160,7 +166,7 @@ def run_study(
                 tracker.finish(machine_type, "KILLED")
             else:
                 tracker.finish(machine_type, "FINISHED" if outcome["complete"] else "FAILED")
-        _say_what_is_left(studies, space_file.study.trials)
+        _say_what_is_left(studies, space_file, resources)
         _say_where_to_look(tracker, studies, report)
     summary = {"study": name, "machine_types": outcomes, "tracking_uri": tracking_uri}
     return summary, is_over and all(outcome["complete"] for outcome in outcomes.values())
@@ -332,9 +338,19 @@ def _require_scale(pack: Pack) -> None:
         )
 
 
-def _say_what_is_left(studies: Mapping[str, TypeStudy], n_trials: int) -> None:
-    left = sum(s.n_left(n_trials) + s.count("paused") for s in studies.values())
-    if left > 0:
+def _say_what_is_left(
+    studies: Mapping[str, TypeStudy], space_file: SpaceFile, resources: Mapping[str, float]
+) -> None:
+    options = space_file.study
+    left = sum(s.n_left(options.trials) + s.count("paused") for s in studies.values())
+    if left and are_hours_spent(studies, options.hours, resources):
+        logger.warning(
+            "%d trials are unfinished, for the %g hours of study.hours are spent: raise it in the "
+            "space file and repeat the command to continue",
+            left,
+            options.hours,
+        )
+    elif left:
         logger.warning("%d trials are unfinished: repeat the command to continue", left)
 
 

@@ -47,6 +47,11 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
             return result
         except SharedFilesError:
             raise  # the trial goes on from its last epoch, on another node if there is one
+        except torch.AcceleratorError:
+            # Nothing in this process can use its device any more, and whatever trial came next
+            # would fail: raised, it ends the worker, and the trial goes on in another one. Memory
+            # that does not suffice for a tensor is another error, `torch.OutOfMemoryError`.
+            raise
         except Exception as error:  # noqa: BLE001 - every failure of a trial is told, none lost
             return {"failure": reason_of(error), "done": True}
 

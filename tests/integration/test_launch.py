@@ -1,6 +1,7 @@
 """Trials on a real Ray through the real Tuner, most of them analytic and quick."""
 
 import itertools
+import json
 import os
 import signal
 import time
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from mimimi_core.clips import find_clips
@@ -23,8 +26,9 @@ from search.searcher import Observer
 from search.shared_files import SharedFiles
 from search.storages import open_storage
 from search.studies import StudyError, TypeStudy
+from search.trainable import TrialRunner
 from tests.audio_fixtures import write_dcase2020
-from tests.doubles import analytic_trainable, events_of, space_file
+from tests.doubles import EVENTS, analytic_trainable, events_of, space_file
 from tests.study_fixtures import new_study
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -52,16 +56,18 @@ def run(
     observers: tuple[Observer, ...] = (),
     time_budget_s: float | None = None,
     scheduler: Mapping[str, Any] = ASHA,
+    cpus: float = 1.0,
+    hours: float | None = None,
 ) -> tuple[dict[str, list[FrozenTrial]], bool]:
     """Run a study of analytic trials; its trials, and whether it came to its end."""
-    space = space_file(trials=n_trials, epochs=EPOCHS, scheduler=scheduler)
+    space = space_file(n_trials, EPOCHS, scheduler=scheduler, study={"hours": hours})
     with opened(folder, space, types) as studies:
         is_over = run_trials(
             studies,
             space,
             folder=folder,
             packs=dict.fromkeys(types, Path("no pack")),
-            resources=RESOURCES,
+            resources=RESOURCES | {"cpu": cpus},
             time_budget_s=time_budget_s,
             observers=observers,
             trainable=trainable or analytic_trainable(),
@@ -198,6 +204,53 @@ def test_a_worker_that_always_dies_is_given_up(mishaps: Outcome) -> None:
     assert len({event["pid"] for event in own}) == 1 + WORKER_RETRIES
 
 
+class _EndIdleWorker:
+    """Kills the worker of the first trial when that is complete: it waits for another one then."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.killed: int | None = None
+
+    def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
+        if trial.state == TrialState.COMPLETE and self.killed is None:
+            self.killed = events_of(self._folder)[-1]["pid"]
+            os.kill(self.killed, signal.SIGKILL)
+            psutil.wait_procs([psutil.Process(self.killed)], timeout=30)
+
+
+def test_a_trial_given_to_a_worker_that_died_while_idle_gets_another_one(tmp_path: Path) -> None:
+    killer = _EndIdleWorker(tmp_path)
+    trials, is_over = run(tmp_path, n_trials=2, observers=(killer,), cpus=2.0)
+    assert is_over
+    assert [trial.state for trial in trials["fan"]] == 2 * [TrialState.COMPLETE]
+    second = [event for event in events_of(tmp_path) if event["number"] == 1]
+    assert [event["epoch"] for event in second] == [1, 2, 3, 4]
+    assert killer.killed not in {event["pid"] for event in second}
+    assert trials["fan"][1].user_attrs["attempts"] == 2  # as for any worker that is lost
+
+
+def test_a_trial_whose_device_breaks_in_every_process_is_given_up(tmp_path: Path) -> None:
+    """Its error is raised by hand, on no GPU."""
+
+    class Broken(TrialRunner):
+        def _advance(self) -> dict[str, Any]:
+            note = {"pid": os.getpid()}
+            with (Path(self.config["files"]) / EVENTS).open("a") as file:
+                file.write(json.dumps(note) + "\n")
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    trials, is_over = run(tmp_path / "s", Broken, n_trials=1)
+    assert is_over
+    (trial,) = trials["fan"]
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["attempts"] == 1 + WORKER_RETRIES
+    assert trial.user_attrs["reason"] == (
+        "worker lost: AcceleratorError: CUDA error: an illegal memory access was encountered"
+    )
+    notes = (tmp_path / EVENTS).read_text().splitlines()
+    assert len(set(notes)) == len(notes) == 1 + WORKER_RETRIES  # each in a process of its own
+
+
 def test_only_trials_that_can_still_win_keep_their_state(mishaps: Outcome) -> None:
     for name, trials in mishaps.trials.items():
         for trial in trials:
@@ -229,6 +282,23 @@ def test_a_time_budget_leaves_the_rest_to_the_next_run(tmp_path: Path) -> None:
     assert [trial.params for trial in again["fan"][:known]] == [t.params for t in trials["fan"]]
     for trial in again["fan"]:
         assert list(trial.intermediate_values) == [1, 2, 3, 4]
+
+
+def test_hours_that_are_spent_start_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path, space_file(epochs=EPOCHS), ("fan",)) as studies:
+        for _ in range(2):
+            trial = studies["fan"].ask()
+            assert trial
+            studies["fan"].record_epoch(trial.number, 1, {"seconds": 1800.0}, 0.5)
+        studies["fan"].pause(1)
+        before = list(studies["fan"].trials())
+    pausing = {"name": "asha_pause"}
+    trials, is_over = run(tmp_path, hours=1.0, scheduler=pausing)
+    assert trials["fan"] == before
+    assert is_over  # as far as it was asked for
+    trials, _ = run(tmp_path, hours=1.5, scheduler=pausing)
+    assert len(trials["fan"]) == 4
+    assert all(trial.state.is_finished() for trial in trials["fan"])
 
 
 class _Press:
@@ -296,9 +366,9 @@ def test_real_trials_fail_for_the_reason_they_have(tmp_path: Path) -> None:
 
 def test_resources_that_no_node_has_are_refused() -> None:
     assert trial_resources(Resources(cpu=2)) == {"cpu": 2.0, "gpu": 0.0}
-    with pytest.raises(StudyError, match=r"resources.cpu must fit .* has 2, got 3"):
+    with pytest.raises(StudyError, match="must fit into one machine .* got 3 CPU, .* have 2 CPU:"):
         trial_resources(Resources(cpu=3))
-    with pytest.raises(StudyError, match=r"resources.gpu must fit .* has 0, got 0.5"):
+    with pytest.raises(StudyError, match=r"got 1 CPU, 0\.5 GPU, but .* have 2 CPU, 0 GPU:"):
         trial_resources(Resources(gpu=0.5))
 
 

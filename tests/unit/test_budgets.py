@@ -9,6 +9,8 @@ from search.config import SpaceError, load_space
 from search.failures import is_out_of_memory, reason_of_loss
 from search.launch import HoursStopper, spent_hours
 from search.studies import TypeStudy
+from search.study import _say_what_is_left
+from tests.doubles import space_file
 from tests.study_fixtures import new_study
 
 
@@ -37,6 +39,26 @@ def test_a_search_ends_when_all_types_together_have_spent_their_hours(
     stopper = HoursStopper(studies, hours, {"cpu": 1.0, "gpu": 0.0})
     assert stopper.stop_all() is is_over
     assert not stopper("fan-0", {})
+
+
+@pytest.mark.parametrize(
+    ("hours", "remedy"),
+    [
+        (None, "3 trials are unfinished: repeat the command to continue"),
+        (1.5, "3 trials are unfinished: repeat the command to continue"),
+        (
+            1.0,
+            "3 trials are unfinished, for the 1 hours of study.hours are spent: raise it in the "
+            "space file and repeat the command to continue",
+        ),
+    ],
+)
+def test_it_is_said_how_unfinished_trials_may_go_on(
+    hours: float | None, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = space_file(trials=4, study={"hours": hours})
+    _say_what_is_left({"fan": timed_study(3600.0)}, space, {"cpu": 1.0, "gpu": 0.0})
+    assert caplog.messages == [remedy]
 
 
 def test_a_worker_that_was_killed_for_its_memory_is_told_from_one_that_was_lost() -> None:

@@ -57,6 +57,14 @@ def test_the_last_loss_of_a_task_is_told_in_one_line(error: RayError, reason: st
     assert "\n" not in found
 
 
+def test_a_device_that_broke_is_told_without_torch_s_advice() -> None:
+    errors = "Failure # 1 (occurred at noon)\n\x1b[36mray::TrialRunner.train()\x1b[39m (pid=7)\n"
+    errors += "  File x.py, line 3\ntorch.AcceleratorError: CUDA error: launch failure\n"
+    errors += "CUDA kernel errors might be asynchronously reported at some other API call.\n"
+    reason = reason_of_loss(errors)
+    assert reason == "worker lost: AcceleratorError: CUDA error: launch failure"
+
+
 def test_a_refusal_of_the_storage_is_told_apart_from_a_lost_worker() -> None:
     errors = "Failure # 1 (occurred at noon)\n\x1b[36mray::TrialRunner.train()\x1b[39m (pid=7)\n"
     errors += "  File x.py, line 3\nsearch.shared_files.SharedFilesError: s3://b must let\n"

@@ -1,8 +1,17 @@
-"""Which Ray a search runs on; the rest of `launch` is tested on a real one."""
+"""Which Ray a search runs on, and what fits there; the rest of `launch` is tested on a real one."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from search import launch
+from search.config import Resources
+from search.studies import StudyError
+
+Machines = list[dict[str, float]]
+FEW_CORES, NO_GPU = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 16.0}
 
 
 def test_without_an_address_a_search_joins_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,3 +23,45 @@ def test_without_an_address_a_search_joins_no_cluster(monkeypatch: pytest.Monkey
         pass
     # None would have Ray join the cluster that `ray start` last left a note of, dead or alive.
     assert asked["address"] == "local"
+
+
+@pytest.fixture
+def cluster_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what the machines of the connected cluster have; one more of them was lost."""
+
+    def connect(*machines_have: dict[str, float]) -> None:
+        lost: dict[str, Any] = {"Alive": False, "Resources": {}}
+        nodes = [{"Alive": True, "Resources": has} for has in machines_have]
+        total = sum((Counter(has) for has in machines_have), Counter())
+        monkeypatch.setattr(launch.ray, "nodes", lambda: [*nodes, lost])
+        monkeypatch.setattr(launch.ray, "cluster_resources", lambda: dict(total))
+
+    return connect
+
+
+def test_a_trial_must_fit_into_one_machine(cluster_of: Callable[..., None]) -> None:
+    cluster_of(FEW_CORES, FEW_CORES, NO_GPU)
+    assert launch.trial_resources(Resources(cpu=4, gpu=1.0)) == {"cpu": 4.0, "gpu": 1.0}
+    assert launch.trial_resources(Resources(cpu=16, gpu=0.0)) == {"cpu": 16.0, "gpu": 0.0}
+    with pytest.raises(
+        StudyError,
+        match=r"resources must fit into one machine .* got 8 CPU, 0\.5 GPU, .* have 16 CPU, 0 GPU; "
+        r"4 CPU, 1 GPU: lower `resources` in the space file",
+    ):
+        launch.trial_resources(Resources(cpu=8, gpu=0.5))
+
+
+@pytest.mark.parametrize(
+    ("resources", "n"),
+    [
+        ({"cpu": 3.0, "gpu": 0.0}, 1 + 1 + 5),
+        ({"cpu": 1.0, "gpu": 0.5}, 2 + 2),
+        ({"cpu": 0.5, "gpu": 0.2}, 5 + 5),  # 1 // 0.2 is 4
+        ({"cpu": 8.0, "gpu": 1.0}, 1),  # of a machine that is yet to come
+    ],
+)
+def test_slots_are_counted_machine_by_machine(
+    cluster_of: Callable[..., None], resources: dict[str, float], n: int
+) -> None:
+    cluster_of({"node:head": 1.0}, FEW_CORES, FEW_CORES, NO_GPU)
+    assert launch._slots(resources) == n

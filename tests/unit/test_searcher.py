@@ -233,7 +233,7 @@ def test_worker_lost_and_retried(tmp_path: Path, sampler: str, scheduler: str) -
         assert search.studies["fan"].trial(0).state == TrialState.RUNNING
         assert search.tune.report(trial, result_of(2, EPOCHS, 0.9))  # again, after the restart
         again = search.studies["fan"].trial(0)
-        assert again.user_attrs == before.user_attrs
+        assert again.user_attrs == before.user_attrs | {"attempts": 2}
         search.tune.report(trial, result_of(3, EPOCHS, 0.9))
         search.tune.report(trial, result_of(4, EPOCHS, 0.9))
         ended = search.studies["fan"].trial(0)
@@ -287,6 +287,19 @@ def test_cut_off_and_taken_up_by_the_next_run(tmp_path: Path, sampler: str, sche
     assert ended.user_attrs["epoch/1"] == cut_off.user_attrs["epoch/1"]
     assert ended.user_attrs["attempts"] == 2
     assert states == [TrialState.COMPLETE] * 3
+
+
+def test_a_lost_worker_counts_though_the_run_ends_before_its_trial(tmp_path: Path) -> None:
+    """At the end of a run Tune tells the searcher nothing of the trials that it cuts off."""
+    with searching(tmp_path, 1) as search:
+        trial = search.tune.start()
+        assert trial is not None
+        search.tune.report(trial, result_of(1, EPOCHS, 0.9))
+        search.tune.lose_worker(trial, retries_left=True)
+    with searching(tmp_path, 1) as search:
+        ended = search.run_trial(0.9)
+    assert ended.state == TrialState.COMPLETE
+    assert ended.user_attrs["attempts"] == 3
 
 
 @every_sampler

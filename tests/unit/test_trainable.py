@@ -1,14 +1,15 @@
-"""A trial on a worker whose shared storage refuses, and one that goes on on another worker."""
+"""A trial on a worker whose storage or device fails it, and one that goes on on another worker."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pyarrow import fs
 
 from mimimi_core.clips import find_clips
 from mimimi_core.pack import pack_clips
-from search import pack_cache, shared_files
+from search import pack_cache, shared_files, trainable
 from search.launch import worker_config
 from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
 from search.trainable import TrialRunner
@@ -138,3 +139,45 @@ def test_a_store_that_refuses_for_good_is_an_error_of_the_worker(
     with pytest.raises(SharedFilesError, match=r"s3://bucket/prefix must let this machine"):
         train()
     assert clock.now == (60 if hang_minutes else PATIENCE_S)
+
+
+def test_a_folder_that_is_not_mounted_here_is_an_error_of_the_worker(
+    clock: Clock, tmp_path: Path
+) -> None:
+    files = SharedFiles(tmp_path / "elsewhere")
+    runner = TrialRunner(
+        {
+            "params": PARAMS,
+            "objective": "val_auc",
+            "files": files.root,
+            "pack": files.name("packs", "fan-0123456789ab.arrow"),
+            "checkpoint": files.name("s", "checkpoints", "fan", "00000"),
+            "threads": 1,
+        }
+    )
+    with pytest.raises(SharedFilesError, match=r"fan-0123456789ab\.arrow.* mount .*elsewhere on"):
+        runner.step()
+    assert clock.now == PATIENCE_S  # it may be mounted yet
+
+
+def test_a_device_that_no_step_can_use_any_more_is_an_error_of_the_worker(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised by hand: no GPU was broken for it."""
+
+    def fail(*args: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(trainable, "open_training", fail)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        TrialRunner(config).step()
+
+
+def test_memory_that_does_not_suffice_on_a_device_is_a_failure_of_the_trial(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(trainable, "open_training", fail)
+    assert TrialRunner(config).step()["failure"].startswith("out of memory: CUDA out of memory")
