@@ -44,6 +44,32 @@ def held_out_normals(pack: Pack) -> np.ndarray:
     return np.concatenate([pack.select(split, label=0) for split in ("holdout", "val")])
 
 
+def _require_objective(objective: Objective, config: TrialConfig, pack: Pack) -> None:
+    """Raise ConfigError where these clips or this kind of network do not allow the objective."""
+    if objective == "val_auc":
+        if objective_of(pack) != "val_auc":
+            raise ConfigError(
+                f"{pack.machine_type}: the objective val_auc needs a machine id with normal and "
+                "anomalous clips in val, and there is none: label some, or take one of "
+                f"{', '.join(get_args(LabelFree))}"
+            )
+        return
+    if objective == "id_swap_auc" and config.network.kind in ID_FREE:
+        raise ConfigError(
+            f"{pack.machine_type}: the objective id_swap_auc compares scores under different "
+            f"ids, and network.kind {config.network.kind!r} gives the same under all: label "
+            "some anomalies, or take normal_log_likelihood"
+        )
+    n_ids = len(np.unique(pack.id_index[held_out_normals(pack)]))
+    needed, name = (2, "two machine ids") if objective == "id_swap_auc" else (1, "a machine id")
+    if n_ids < needed:
+        raise ConfigError(
+            f"{pack.machine_type}: the objective {objective} needs held-out normal clips of "
+            f"{name}, and there are some of {n_ids}: add normal recordings (10 of an id are "
+            "enough), or label some anomalies"
+        )
+
+
 class Training:
     """A network, its optimiser and its data, advanced one epoch at a time.
 
@@ -76,22 +102,10 @@ class Training:
                 f"{pack.machine_type}: there is no normal clip to train on: add normal recordings "
                 "to its train folder"
             )
-        if objective == "val_auc" and objective_of(pack) != "val_auc":
-            raise ConfigError(
-                f"{pack.machine_type}: the objective val_auc needs a machine id with normal and "
-                "anomalous clips in val, and there is none: label some, or take one of "
-                f"{', '.join(get_args(LabelFree))}"
-            )
         self.config, self.pack = config, pack
         self.device = device or pick_device()
         self.bf16 = use_bf16(config.train.precision, self.device)
         self.objective: Objective = objective or objective_of(pack)
-        if self.objective == "id_swap_auc" and config.network.kind in ID_FREE:
-            raise ConfigError(
-                f"{pack.machine_type}: the objective id_swap_auc compares scores under different "
-                f"ids, and network.kind {config.network.kind!r} gives the same under all: label "
-                "some anomalies, or take normal_log_likelihood"
-            )
         self.frontend = Frontend(config.frontend).to(self.device)
         self.crops = crops or Crops.from_pack(pack, config.frontend, self.device)
         with torch.random.fork_rng(devices=[]):
@@ -99,6 +113,7 @@ class Training:
             self.network = build_network(config.network, len(pack.machine_ids), config.frontend).to(
                 self.device
             )
+        _require_objective(self.objective, config, pack)
         self.loss = Loss(self.network, config.train)
         self._step_loss = compiled(self.loss, self.device) if config.train.compile else self.loss
         parameters = list(self.network.parameters())

@@ -91,9 +91,9 @@ def test_mixing_is_exact_in_the_complex_domain() -> None:
     """Clips that repeat every hop are the same at any frame: all crops of an id are one vector."""
     rng = np.random.default_rng(5)
     periods = rng.integers(-9000, 9000, (3, FRONTEND.hop))
-    id_index = [0, 0, 1, 2, 2, 2]
+    id_index = [0, 0, 1, 2, 2, 2, 0, 1]
     clips = [np.resize(periods[i], 800) for i in id_index]
-    pack = make_pack(clips, id_index, [0] * 6, ["train"] * 6)
+    pack = make_pack(clips, id_index, [0] * 8, ["train"] * 6 + ["holdout"] * 2)
     config = tiny_config(AugmentConfig(mixing=True, mixing_p=1.0))
     training = Training(config, pack, CPU)
     spectra, weights = training.batches.draw(torch.arange(6).repeat(5), _generator())
