@@ -11,7 +11,14 @@ from torch import Tensor
 
 from mimimi_core import checkpoint
 from mimimi_core.batches import Batches
-from mimimi_core.config import ID_FREE, AugmentConfig, ConfigError, TrainConfig, TrialConfig
+from mimimi_core.config import (
+    ID_FREE,
+    AugmentConfig,
+    ConfigError,
+    NetworkKind,
+    TrainConfig,
+    TrialConfig,
+)
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.metrics import AucReport, auc_report
@@ -30,13 +37,17 @@ class NonFiniteLossError(ArithmeticError):
     """The loss or the scores of an epoch are no numbers; these settings cannot be trained."""
 
 
-def objective_of(pack: Pack) -> Objective:
-    """What a search may maximise: `val_auc` if any id has normals and anomalies in val."""
+def objective_of(pack: Pack, kind: NetworkKind | None = None) -> Objective:
+    """What a search may maximise: `val_auc` if any id has normals and anomalies in val.
+
+    Else `id_swap_auc`, or `normal_log_likelihood` where the kind of network is known and scores a
+    clip the same under every id.
+    """
     is_val = pack.splits == "val"
     for index in range(len(pack.machine_ids)):
         if len(np.unique(pack.labels[is_val & (pack.id_index == index)])) == 2:
             return "val_auc"
-    return "id_swap_auc"
+    return "normal_log_likelihood" if kind in ID_FREE else "id_swap_auc"
 
 
 def held_out_normals(pack: Pack) -> np.ndarray:
@@ -81,7 +92,7 @@ class Training:
         pack: The clips of one machine type.
         device: Where to train; the first GPU or the CPU by default.
         objective: What is maximised: patience waits for it, a search compares by it. By default
-            `objective_of(pack)`.
+            `objective_of` the pack and the kind of network.
         crops: Those of another training on these clips, to hold them on a GPU but once.
 
     Raises:
@@ -105,7 +116,7 @@ class Training:
         self.config, self.pack = config, pack
         self.device = device or pick_device()
         self.bf16 = use_bf16(config.train.precision, self.device)
-        self.objective: Objective = objective or objective_of(pack)
+        self.objective: Objective = objective or objective_of(pack, config.network.kind)
         self.frontend = Frontend(config.frontend).to(self.device)
         self.crops = crops or Crops.from_pack(pack, config.frontend, self.device)
         with torch.random.fork_rng(devices=[]):
