@@ -57,11 +57,31 @@ def mask_bands(spectrum: Tensor, p: float, bands: int, width: int, g: torch.Gene
     return spectrum * ~masked[:, None, :, None]
 
 
-def shift_bins(spectrum: Tensor, p: float, farthest: int, g: torch.Generator) -> Tensor:
-    """Shift `(B, 2, F, T)` by -farthest..farthest bins; bins that nothing moves into become 0."""
-    n, _, n_bins, _ = spectrum.shape
+def shift_bins(
+    spectrum: Tensor, p: float, farthest: int, hop_per_window: float, g: torch.Generator
+) -> Tensor:
+    """Shift `(B, 2, F, T)` by -farthest..farthest bins; bins that nothing moves into become 0.
+
+    A signal times a carrier of k bins, `exp(2 pi i k n / n_fft)`, is shifted by k in every frame,
+    and the carrier goes on from frame to frame: frame t is turned by `k t hop / n_fft` of a circle,
+    without which the phase of each line would advance as no line of its new frequency does.
+
+    Args:
+        spectrum: Real and imaginary parts.
+        p: Chance that a crop is shifted.
+        farthest: Bins.
+        hop_per_window: hop / n_fft.
+        g: Source of randomness, on the device of `spectrum`.
+    """
+    n, _, n_bins, n_frames = spectrum.shape
     shifts = torch.randint(-farthest, farthest + 1, (n, 1), generator=g, device=g.device)
-    source = torch.arange(n_bins, device=g.device) - shifts * _chosen(n, p, g)[:, None]
+    shifts = shifts * _chosen(n, p, g)[:, None]
+    source = torch.arange(n_bins, device=g.device) - shifts
     is_inside = (source >= 0) & (source < n_bins)
     index = source.clamp(0, n_bins - 1)[:, None, :, None].expand(spectrum.shape)
-    return spectrum.gather(2, index) * is_inside[:, None, :, None]
+    shifted = spectrum.gather(2, index) * is_inside[:, None, :, None]
+    turns = hop_per_window * shifts * torch.arange(n_frames, device=g.device)  # (B, T)
+    angle = 2 * torch.pi * (turns % 1)[:, None, None]
+    real, imag = shifted.chunk(2, dim=1)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=1)

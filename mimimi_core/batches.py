@@ -70,7 +70,10 @@ class Batches:
                 spectrum, config.mask_p, config.mask_bands, config.mask_width, generator
             )
         if config.shift:
-            spectrum = augment.shift_bins(spectrum, config.shift_p, config.shift_bins, generator)
+            hop_per_window = self.frontend.config.hop / self.frontend.config.n_fft
+            spectrum = augment.shift_bins(
+                spectrum, config.shift_p, config.shift_bins, hop_per_window, generator
+            )
         return self.frontend.features(spectrum)
 
     def _mix(self, own: Tensor, ids: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:

@@ -47,11 +47,12 @@ def build_detector(trainings: Sequence[Training]) -> Detector:
     found = [training.scores(held_out_normals(pack)) for training in trainings]
     own, n_ids = found[0].id_index, len(pack.machine_ids)
     scales: list[Scale | None] = [None]
-    scores = found[0].scores
+    scores, lowest = found[0].scores, np.zeros(n_ids)  # no system's own score is below 0
     if len(trainings) > 1:
         fitted = [fit_scale(one.scores, own, n_ids) for one in found]
         z = [scale.z(one.nll) for scale, one in zip(fitted, found, strict=True)]
         scales, scores = list(fitted), np.mean(z, axis=0)[np.arange(len(own)), own]
+        lowest = np.mean([scale.z(lowest) for scale in fitted], axis=0)
     return Detector(
         members=[
             Member(config=training.config, network=training.network, scale=scale)
@@ -60,7 +61,7 @@ def build_detector(trainings: Sequence[Training]) -> Detector:
         machine_type=pack.machine_type,
         machine_ids=pack.machine_ids,
         thresholds={
-            machine_id: fit_threshold(scores[own == index])
+            machine_id: fit_threshold(scores[own == index], lowest=lowest[index])
             for index, machine_id in enumerate(pack.machine_ids)
         },
     )

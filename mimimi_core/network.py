@@ -25,7 +25,7 @@ from mimimi_core.config import (
     NetworkConfig,
 )
 from mimimi_core.density import Autoencoder, GroupMade
-from mimimi_core.layout import channels_last
+from mimimi_core.layout import channels_last, is_stacked
 from mimimi_core.mahalanobis import Mahalanobis
 from mimimi_core.mobilenetv2 import MobileNetV2
 from mimimi_core.nearest_neighbour import NearestNeighbour
@@ -60,10 +60,15 @@ class Encoder(nn.Sequential):
         layers = list(self)
         for conv, norm, activation in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
             x = conv(x)
+            # `vmap` gives a batch norm a weight in the dtype of its map, and torch refuses a bf16
+            # one beside fp32 statistics (a GPU in the backward pass); nor does autocast reach a
+            # PReLU in there.
+            y = x.float() if is_stacked(x) else x
             if isinstance(norm, nn.BatchNorm2d) and isinstance(activation, nn.PReLU):
-                x = norm_prelu(x, norm, activation)
+                y = norm_prelu(y, norm, activation)
             else:
-                x = activation(norm(x))
+                y = activation(norm(y))
+            x = y.to(x.dtype)
         return x
 
 

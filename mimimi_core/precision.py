@@ -15,10 +15,18 @@ def pick_device() -> torch.device:
 def use_bf16(precision: Precision, device: torch.device) -> bool:
     """Resolve "auto": bf16 on GPUs and CPUs that multiply it (AMX, AVX512-BF16), else fp32.
 
-    Elsewhere bf16 is emulated and several times slower than fp32.
+    Elsewhere bf16 is emulated and several times slower than fp32. Where it is fp32 on a GPU, the
+    convolutions of this process are so from then on: by itself torch gives them TF32, whose
+    fraction has 10 bits.
     """
-    if precision != "auto":
-        return precision == "bf16"
+    bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
+    if device.type == "cuda" and not bf16:
+        # Not by `cudnn.conv.fp32_precision`: whoever reads this flag after that gets an error.
+        torch.backends.cudnn.allow_tf32 = False
+    return bf16
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has_it = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

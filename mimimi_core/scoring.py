@@ -74,21 +74,28 @@ class Threshold:
 
 
 def fit_threshold(
-    normal_scores: Sequence[float] | np.ndarray, false_alarm_rate: float = FALSE_ALARM_RATE
+    normal_scores: Sequence[float] | np.ndarray,
+    false_alarm_rate: float = FALSE_ALARM_RATE,
+    lowest: float = 0.0,
 ) -> Threshold | None:
     """Quantile of a gamma distribution fitted to scores of held-out normals, as DCASE baselines do.
+
+    Args:
+        normal_scores: Of one id.
+        false_alarm_rate: Share of normal clips that are to exceed the threshold.
+        lowest: What no score can be below, where the distribution begins.
 
     Returns:
         None where fewer than two scores that differ by more than rounding leave nothing to fit.
     """
-    scores = np.asarray(normal_scores, dtype=np.float64)
+    scores = np.asarray(normal_scores, dtype=np.float64) - lowest
     if not len(scores) or np.ptp(scores) <= 1e-6 * np.abs(scores).max():
         return None
     from scipy.stats import gamma  # here: it takes a second, and scoring alone needs it not
 
     shape, _, scale = gamma.fit(np.maximum(scores, 1e-12), floc=0)
     return Threshold(
-        value=float(gamma.ppf(1 - false_alarm_rate, shape, scale=scale)),
+        value=float(lowest + gamma.ppf(1 - false_alarm_rate, shape, scale=scale)),
         false_alarm_rate=false_alarm_rate,
         n_normals=len(scores),
     )

@@ -29,7 +29,10 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def nll(self, features: Tensor) -> Tensor:
-        """Negative log-likelihood float32 `(B, C)` of each crop under each id, up to a constant."""
+        """Negative log-likelihood `(B, C)` of each crop under each id, up to a constant.
+
+        float32, or float64 where it takes that to tell apart what is likely.
+        """
 
 
 class Loss(nn.Module):
@@ -100,8 +103,8 @@ class PooledConv(nn.Conv2d):
         return divergence(logits, target)
 
     def nll(self, logits: Tensor) -> Tensor:
-        """`-log softmax`."""
-        return -torch.log_softmax(logits, dim=1)
+        """`-log softmax` in float64: float32 has it 0 from a gap of 17 between the logits on."""
+        return -torch.log_softmax(logits.double(), dim=1)
 
 
 class CosineHead(nn.Module):

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from mimimi_core import checkpoint
 from mimimi_core.batches import Batches
-from mimimi_core.config import ID_FREE, AugmentConfig, ConfigError, TrainConfig, TrialConfig
+from mimimi_core.config import (
+    ID_FREE,
+    AugmentConfig,
+    ConfigError,
+    NetworkKind,
+    TrainConfig,
+    TrialConfig,
+)
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.metrics import AucReport, auc_report
@@ -34,18 +41,48 @@ class OtherTrainingError(checkpoint.CheckpointError):
     """A checkpoint belongs to another training; the message says in what they differ."""
 
 
-def objective_of(pack: Pack) -> Objective:
-    """What a search may maximise: `val_auc` if any id has normals and anomalies in val."""
+def objective_of(pack: Pack, kind: NetworkKind | None = None) -> Objective:
+    """What a search may maximise: `val_auc` if any id has normals and anomalies in val.
+
+    Else `id_swap_auc`, or `normal_log_likelihood` where the kind of network is known and scores a
+    clip the same under every id.
+    """
     is_val = pack.splits == "val"
     for index in range(len(pack.machine_ids)):
         if len(np.unique(pack.labels[is_val & (pack.id_index == index)])) == 2:
             return "val_auc"
-    return "id_swap_auc"
+    return "normal_log_likelihood" if kind in ID_FREE else "id_swap_auc"
 
 
 def held_out_normals(pack: Pack) -> np.ndarray:
     """Normal clips that neither train a network nor are kept for the test, as clip indices."""
     return np.concatenate([pack.select(split, label=0) for split in ("holdout", "val")])
+
+
+def _require_objective(objective: Objective, config: TrialConfig, pack: Pack) -> None:
+    """Raise ConfigError where these clips or this kind of network do not allow the objective."""
+    if objective == "val_auc":
+        if objective_of(pack) != "val_auc":
+            raise ConfigError(
+                f"{pack.machine_type}: the objective val_auc needs a machine id with normal and "
+                "anomalous clips in val, and there is none: label some, or take one of "
+                f"{', '.join(get_args(LabelFree))}"
+            )
+        return
+    if objective == "id_swap_auc" and config.network.kind in ID_FREE:
+        raise ConfigError(
+            f"{pack.machine_type}: the objective id_swap_auc compares scores under different "
+            f"ids, and network.kind {config.network.kind!r} gives the same under all: label "
+            "some anomalies, or take normal_log_likelihood"
+        )
+    n_ids = len(np.unique(pack.id_index[held_out_normals(pack)]))
+    needed, name = (2, "two machine ids") if objective == "id_swap_auc" else (1, "a machine id")
+    if n_ids < needed:
+        raise ConfigError(
+            f"{pack.machine_type}: the objective {objective} needs held-out normal clips of "
+            f"{name}, and there are some of {n_ids}: add normal recordings (10 of an id are "
+            "enough), or label some anomalies"
+        )
 
 
 class Training:
@@ -59,7 +96,7 @@ class Training:
         pack: The clips of one machine type.
         device: Where to train; the first GPU or the CPU by default.
         objective: What is maximised: patience waits for it, a search compares by it. By default
-            `objective_of(pack)`.
+            `objective_of` the pack and the kind of network.
         crops: Those of another training on these clips, to hold them on a GPU but once.
 
     Raises:
@@ -80,22 +117,10 @@ class Training:
                 f"{pack.machine_type}: there is no normal clip to train on: add normal recordings "
                 "to its train folder"
             )
-        if objective == "val_auc" and objective_of(pack) != "val_auc":
-            raise ConfigError(
-                f"{pack.machine_type}: the objective val_auc needs a machine id with normal and "
-                "anomalous clips in val, and there is none: label some, or take one of "
-                f"{', '.join(get_args(LabelFree))}"
-            )
         self.config, self.pack = config, pack
         self.device = device or pick_device()
         self.bf16 = use_bf16(config.train.precision, self.device)
-        self.objective: Objective = objective or objective_of(pack)
-        if self.objective == "id_swap_auc" and config.network.kind in ID_FREE:
-            raise ConfigError(
-                f"{pack.machine_type}: the objective id_swap_auc compares scores under different "
-                f"ids, and network.kind {config.network.kind!r} gives the same under all: label "
-                "some anomalies, or take normal_log_likelihood"
-            )
+        self.objective: Objective = objective or objective_of(pack, config.network.kind)
         self.frontend = Frontend(config.frontend).to(self.device)
         self.crops = crops or Crops.from_pack(pack, config.frontend, self.device)
         with torch.random.fork_rng(devices=[]):
@@ -103,6 +128,7 @@ class Training:
             self.network = build_network(config.network, len(pack.machine_ids), config.frontend).to(
                 self.device
             )
+        _require_objective(self.objective, config, pack)
         self.loss = Loss(self.network, config.train)
         self._step_loss = compiled(self.loss, self.device) if config.train.compile else self.loss
         parameters = list(self.network.parameters())

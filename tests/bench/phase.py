@@ -182,7 +182,7 @@ def observe(
         for hook in hooks:
             hook.remove()
     nll = {
-        head: _per_clip([-torch.log_softmax(x, dim=1) for x in outputs], len(clips))
+        head: _per_clip([-torch.log_softmax(x.double(), dim=1) for x in outputs], len(clips))
         for head, outputs in zip(Logits._fields, zip(*logits, strict=True), strict=True)
         if outputs[0] is not None
     }

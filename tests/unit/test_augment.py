@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -34,7 +35,7 @@ KINDS: dict[str, tuple[Callable[[], Tensor], Callable[[float, torch.Generator], 
     ),
     "noise": (_waveforms, lambda p, g: augment.add_noise(_waveforms(), p, 0.1, g)),
     "mask": (_spectra, lambda p, g: augment.mask_bands(_spectra(), p, 2, 8, g)),
-    "shift": (_spectra, lambda p, g: augment.shift_bins(_spectra(), p, 3, g)),
+    "shift": (_spectra, lambda p, g: augment.shift_bins(_spectra(), p, 3, 0.5, g)),
 }
 
 
@@ -90,9 +91,9 @@ def test_mixing_is_exact_in_the_complex_domain() -> None:
     """Clips that repeat every hop are the same at any frame: all crops of an id are one vector."""
     rng = np.random.default_rng(5)
     periods = rng.integers(-9000, 9000, (3, FRONTEND.hop))
-    id_index = [0, 0, 1, 2, 2, 2]
+    id_index = [0, 0, 1, 2, 2, 2, 0, 1]
     clips = [np.resize(periods[i], 800) for i in id_index]
-    pack = make_pack(clips, id_index, [0] * 6, ["train"] * 6)
+    pack = make_pack(clips, id_index, [0] * 8, ["train"] * 6 + ["holdout"] * 2)
     config = tiny_config(AugmentConfig(mixing=True, mixing_p=1.0))
     training = Training(config, pack, CPU)
     spectra, weights = training.batches.draw(torch.arange(6).repeat(5), _generator())
@@ -162,7 +163,8 @@ def test_masks_are_whole_bins_of_bounded_width(bands: int, width: int) -> None:
 
 def test_a_shift_moves_whole_bins_and_never_wraps() -> None:
     spectra, farthest = _spectra(), 3
-    shifted = augment.shift_bins(spectra, 1.0, farthest, _generator())
+    # with a hop as long as the window, a shift turns no phase
+    shifted = augment.shift_bins(spectra, 1.0, farthest, 1.0, _generator())
     seen = set()
     for before, after in zip(spectra, shifted, strict=True):
         fits = []
@@ -177,3 +179,47 @@ def test_a_shift_moves_whole_bins_and_never_wraps() -> None:
         assert len(fits) == 1
         seen.add(fits[0])
     assert seen == set(range(-farthest, farthest + 1))
+
+
+@pytest.mark.parametrize(("n_fft", "hop"), [(64, 32), (64, 16), (64, 24), (1024, 512)])
+def test_a_shift_is_that_of_the_signal_in_every_frame(n_fft: int, hop: int) -> None:
+    """Against the transform of the analytic signal, times a carrier of so many bins."""
+    n_bins, farthest = n_fft // 2 + 1, 3
+    n_samples = n_fft + hop * (T - 1)
+    # analytic: no negative frequencies, and none that a shift would move over an edge
+    bins = torch.arange(n_samples) * n_fft / n_samples
+    is_kept = (bins > farthest + 3) & (bins < n_bins - farthest - 4)
+    noise = torch.randn(64, n_samples, dtype=torch.complex128, generator=_generator(1))
+    signal = torch.fft.ifft(torch.fft.fft(noise) * is_kept)
+
+    def transform(x: Tensor) -> Tensor:
+        window = torch.hann_window(n_fft, dtype=torch.float64)
+        y = torch.stft(
+            x, n_fft, hop, window=window, center=False, onesided=False, return_complex=True
+        )
+        return torch.view_as_real(y[:, :n_bins]).permute(0, 3, 1, 2)
+
+    plain = transform(signal)
+    shifted = augment.shift_bins(plain.float(), 1.0, farthest, hop / n_fft, _generator())
+    time = torch.arange(n_samples) / n_fft
+    carried = {
+        k: transform(signal * torch.exp(2j * torch.pi * k * time))
+        for k in range(-farthest, farthest + 1)
+    }
+    seen = set()
+    for crop in range(len(shifted)):
+        gaps = {k: float((shifted[crop] - x[crop]).abs().max()) for k, x in carried.items()}
+        nearest = min(gaps, key=lambda k: gaps[k])
+        assert gaps[nearest] < 0.01 * float(plain[crop].abs().max())
+        seen.add(nearest)
+    assert seen == set(range(-farthest, farthest + 1))
+
+
+def test_batches_shift_by_their_own_hop_and_window() -> None:
+    config = tiny_config(AugmentConfig(shift=True, shift_p=1.0))
+    config = dataclasses.replace(config, frontend=dataclasses.replace(FRONTEND, hop=24))
+    batches = Training(config, tone_pack(), CPU).batches
+    waveforms = _waveforms()[:, : config.frontend.crop_samples]
+    plain = batches.frontend.transform(waveforms)
+    expected = augment.shift_bins(plain, 1.0, config.augment.shift_bins, 24 / 64, _generator())
+    assert torch.equal(batches.features(waveforms, config.augment, _generator()), expected)

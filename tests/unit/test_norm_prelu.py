@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
 from mimimi_core import norm_prelu as module
 from mimimi_core.config import NetworkConfig
-from mimimi_core.network import build_network
+from mimimi_core.network import Encoder, build_network
 from mimimi_core.norm_prelu import norm_prelu
 
 N_CHANNELS = 5
@@ -81,6 +82,34 @@ def test_bfloat16_stays_and_is_as_near_to_fp32_as_torchs() -> None:
     assert ours[0].dtype == ours[1].dtype == torch.bfloat16
     for found, expected in zip(ours, exact, strict=True):
         torch.testing.assert_close(found.float(), expected.float(), rtol=0.01, atol=0.02)
+
+
+@pytest.mark.parametrize("activation", [nn.PReLU(N_CHANNELS), nn.ReLU()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_stacked_maps_are_normed_in_fp32_and_stay_in_their_dtype(
+    activation: nn.Module, dtype: torch.dtype
+) -> None:
+    """torch refuses a batch norm of bf16 beside fp32 statistics under `vmap`."""
+    networks = [Encoder(nn.Identity(), nn.BatchNorm2d(N_CHANNELS), activation) for _ in range(2)]
+    reached: dict[str, torch.dtype] = {}
+    for name, layer in networks[0].named_children():
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: reached.update({name: args[0].dtype})
+        )
+    states = stack_module_state(networks)
+    maps = torch.stack([_map(dtype, seed) for seed in (0, 1)])
+
+    def normed(parameters: object, buffers: object, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return functional_call(networks[0], (parameters, buffers), (x,))
+
+    found = vmap(normed)(*states, maps)
+    assert reached == {"0": dtype, "1": torch.float32, "2": torch.float32}
+    assert found.dtype == dtype
+    found.sum().backward()
+    exact = torch.stack([activation(nn.BatchNorm2d(N_CHANNELS)(x.float())) for x in maps])
+    close = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(found.float(), exact, rtol=close, atol=close)
 
 
 def test_what_is_zero_after_the_norm_takes_the_slope() -> None:

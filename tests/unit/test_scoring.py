@@ -4,13 +4,14 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import digamma
 from scipy.stats import gamma
+from torch import Tensor
 
 from mimimi_core import scoring
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
 from mimimi_core.network import build_network
 from mimimi_core.scoring import ClipScores, fit_threshold, score_clips
-from mimimi_core.systems import Classifier
+from mimimi_core.systems import Classifier, Logits, PooledConv
 from tests.audio_fixtures import noise
 from tests.model_fixtures import CPU, FRONTEND, NETWORK
 
@@ -98,6 +99,26 @@ def test_bf16_scores_are_near_those_of_fp32(network: Classifier, clips: list[np.
     assert bf16.dtype == np.float64
     np.testing.assert_allclose(bf16, fp32, rtol=0.05, atol=0.05)
     assert not np.array_equal(bf16, fp32)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_surer_of_two_sure_clips_has_the_lower_score(bf16: bool) -> None:
+    """In fp32 the softmax of either is 1, and both would score 0."""
+
+    class Sure(Classifier):
+        """The first id, by a gap of 20 to the others; by one of 30 where it is loud."""
+
+        total_conv = PooledConv(1, N_IDS, 1)
+
+        def forward(self, features: Tensor) -> Logits:
+            is_loud = features.abs().amax(dim=(1, 2, 3)) > 1
+            gap = torch.where(is_loud, 30.0, 20.0)[:, None] * torch.tensor([1.0, 0.0, 0.0])
+            return Logits(magnitude=None, complex=None, total=gap)
+
+    clips = [np.zeros(800, np.int16), noise(800, 800)[:, 0]]
+    crops = Crops.from_waveforms(clips, FRONTEND, CPU)
+    found = score_clips(Sure().eval(), Frontend(FRONTEND), crops, np.array([0, 1]), bf16=bf16)
+    np.testing.assert_allclose(found[:, 0], [2 * np.exp(-20), 2 * np.exp(-30)], rtol=0.01)
 
 
 def test_a_clip_is_scored_under_the_id_it_claims() -> None:

@@ -45,7 +45,7 @@ def test_every_head_that_is_there_has_a_loss_of_its_own() -> None:
 def test_scores_read_the_total_alone() -> None:
     total = _random(4, 3)
     found = Constant(Logits(_random(4, 3, seed=1), None, total)).nll(torch.zeros(4, 1, 1, 1))
-    torch.testing.assert_close(found, -torch.log_softmax(total, dim=1))
+    torch.testing.assert_close(found, -torch.log_softmax(total.double(), dim=1))
 
 
 def test_pooling_after_a_convolution_makes_its_channels_the_logits() -> None:

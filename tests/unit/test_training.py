@@ -334,10 +334,16 @@ def test_id_swap_auc_compares_own_normals_with_those_that_claim_the_id() -> None
 
 
 def test_id_swap_auc_without_held_out_normals_says_what_to_add(pack: Pack) -> None:
-    bare = resplit(pack, np.flatnonzero(pack.splits != "train"), "unused")
-    training = Training(tiny_config(), bare, CPU)
+    clips = held_out_normals(pack)
+    of_id_02 = clips[pack.id_index[clips] == 1]
+    no_anomalies = resplit(pack, np.flatnonzero(pack.labels == 1), "unused")
+    for removed, n_ids in ((clips, 0), (of_id_02, 1)):
+        message = f"fan: the objective id_swap_auc needs .* of two .* of {n_ids}: add normal record"
+        with pytest.raises(ConfigError, match=message):
+            Training(tiny_config(), resplit(no_anomalies, removed, "unused"), CPU)
+    training = Training(tiny_config(), resplit(pack, of_id_02, "unused"), CPU)  # id_00 has val_auc
     with pytest.raises(ValueError, match="fan: no held-out normal clips.*add normal recordings"):
-        training.run_epoch()
+        training.id_swap_auc()
 
 
 def test_a_split_without_clips_has_scores_and_aucs_of_nothing(pack: Pack) -> None:
