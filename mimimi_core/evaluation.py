@@ -1,5 +1,6 @@
 """Makes a detector of trained networks, and judges it on the clips that were kept for it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from mimimi_core.metrics import AucReport, auc_report, shown, youden_j
 from mimimi_core.pack import Pack
 from mimimi_core.scoring import ClipScores, Threshold, fit_threshold
 from mimimi_core.training import NonFiniteLossError, Training, held_out_normals
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +66,12 @@ def build_detector(trainings: Sequence[Training]) -> Detector:
             machine_id: fit_threshold(scores[own == index])
             for index, machine_id in enumerate(pack.machine_ids)
         },
+        trained_on=pack.digests[pack.select("train", label=0)],
     )
 
 
 def evaluate(detector: Detector, pack: Pack) -> Evaluation:
-    """Open the test of a pack to a detector.
+    """Open the test of a pack to a detector; labelled clips that trained it are left out.
 
     Raises:
         DetectorError: The pack has clips of a machine that the detector does not know.
@@ -81,7 +85,16 @@ def evaluate(detector: Detector, pack: Pack) -> Evaluation:
             "or train on them"
         )
     machine_ids = detector.machine_ids
-    found = {split: detector.score_pack(pack, pack.select(split)) for split in ("val", "test")}
+    clips = {split: pack.select(split) for split in ("val", "test")}
+    unseen = {split: detector.unseen(pack, of_split) for split, of_split in clips.items()}
+    n_seen = sum(len(clips[split]) - len(unseen[split]) for split in clips)
+    if n_seen:
+        logger.warning(
+            "%s: labelled clips left out, as they trained this model: %d",
+            pack.machine_type,
+            n_seen,
+        )
+    found = {split: detector.score_pack(pack, of_split) for split, of_split in unseen.items()}
     for scores in found.values():
         if not np.isfinite(scores.nll).all():
             raise NonFiniteLossError(

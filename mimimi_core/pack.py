@@ -23,7 +23,7 @@ from mimimi_core.splits import assign_splits, clip_digest
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the file and of the rules that fill it; raise it and every pack is built anew
+FORMAT = 3  # of the file and of the rules that fill it; raise it and every pack is built anew
 
 
 class PackError(ValueError):
@@ -46,6 +46,7 @@ class Pack:
     id_index: np.ndarray  # int64, into `machine_ids`
     labels: np.ndarray  # int64, 0 normal, 1 anomaly
     splits: np.ndarray  # str, see `splits.Split`
+    digests: np.ndarray  # uint64, `clip_digest` of each clip's file
 
     def select(self, split: str, label: int | None = None) -> np.ndarray:
         """Indices of the clips of a split, ascending, (n,) int64; of one label if it is given."""
@@ -84,6 +85,7 @@ def open_pack(path: Path) -> Pack:
         id_index=id_index.astype(np.int64),
         labels=batch.column("label").to_numpy().astype(np.int64),
         splits=np.array(batch.column("split").to_pylist()),
+        digests=batch.column("digest").to_numpy(),
     )
 
 
@@ -191,6 +193,7 @@ def _write(
             "machine_id": pa.array([clip.machine_id for clip in clips]),
             "label": pa.array([clip.label for clip in clips], pa.int8()),
             "split": pa.array(splits),
+            "digest": pa.array(digests, pa.uint64()),
             "samples": pa.LargeListArray.from_arrays(offsets, samples),
         }
     ).replace_schema_metadata({"mimimi": json.dumps(about)})

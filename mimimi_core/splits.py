@@ -31,6 +31,8 @@ def assign_splits(clips: Sequence[Clip], digests: Sequence[int]) -> list[Split]:
       training, for thresholds and for objectives without labels. Two at least, none of few.
     - Where the layout has no train and test folders (MIMII), an id's anomalies are labelled, and
       so are as many of its normals, those with the smallest digests, but at most half of them.
+      So a normal may become labelled, or train, when clips are added: a detector remembers what
+      trained it.
 
     Args:
         clips: Any number of ids.

@@ -218,6 +218,31 @@ def test_ids_that_only_the_candidate_knows_are_left_out(compare: Callable[..., D
     assert "on the same 48 clips" in decision.reason
 
 
+def test_clips_that_trained_the_champion_count_for_neither(
+    compare: Callable[..., Decision],
+) -> None:
+    champion = make_detector()
+    champion.trained_on = PACK.digests[PACK.select("test", label=0)[:6]]
+    decision = compare(champion, candidate_of(PERFECT))
+    assert decision.comparison is not None
+    assert decision.comparison.n_clips == 72 - 6
+    assert "on the same 66 clips" in decision.reason
+    assert decision.reason.endswith("; test clips left out as they trained it: 6)")
+
+
+def test_a_champion_that_was_trained_on_every_normal_test_clip_stays(
+    compare: Callable[..., Decision],
+) -> None:
+    champion = make_detector()
+    champion.trained_on = PACK.digests[PACK.select("test", label=0)]
+    decision = compare(champion, candidate_of(PERFECT))
+    assert not decision.promoted
+    assert decision.reason == (
+        "no machine id has both labels among the test clips version 1 knows; "
+        "test clips left out as they trained it: 36"
+    )
+
+
 def test_a_champion_that_cannot_be_read_stays(compare: Callable[..., Decision]) -> None:
     decision = compare(
         make_detector(), candidate_of(PERFECT), damage=lambda weights: weights.write_bytes(b"?")

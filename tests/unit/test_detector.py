@@ -35,6 +35,7 @@ def detector() -> Detector:
             "id_02": Threshold(value=99.0, false_alarm_rate=0.1, n_normals=3),
             "id_04": None,
         },
+        trained_on=np.array([0, 7, 2**64 - 1], np.uint64),
     )
 
 
@@ -52,6 +53,7 @@ def test_a_saved_detector_is_two_files_and_scores_the_same(
     assert [m.config for m in loaded.members] == [m.config for m in detector.members]
     for name in ("machine_type", "machine_ids", "thresholds"):
         assert getattr(loaded, name) == getattr(detector, name)
+    np.testing.assert_array_equal(loaded.trained_on, detector.trained_on)
     for machine_id in IDS:
         found, expected = (d.score(WAVEFORMS, machine_id) for d in (loaded, detector))
         assert found.dtype == np.float64
@@ -135,8 +137,9 @@ def test_a_model_of_before_ensembles_is_read(detector: Detector, folder: Path) -
     settings["params"] = member["params"]
     (folder / "detector.json").write_text(json.dumps(settings))
     weights = load_file(folder / "weights.safetensors")
-    plain = {name.removeprefix("0."): tensor for name, tensor in weights.items()}
+    plain = {name.removeprefix("0."): w for name, w in weights.items() if name != "trained_on"}
     save_file(plain, folder / "weights.safetensors")
+    assert len(Detector.load(folder).trained_on) == 0
     np.testing.assert_array_equal(
         Detector.load(folder).score(WAVEFORMS, "id_00"), detector.score(WAVEFORMS, "id_00")
     )

@@ -3,11 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mimimi_core.clips import find_clips
 from mimimi_core.detector import Detector, DetectorError
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
 from mimimi_core.metrics import youden_j
+from mimimi_core.pack import open_pack, pack_clips
 from mimimi_core.scoring import fit_threshold
 from mimimi_core.training import Training, held_out_normals
+from tests.audio_fixtures import write_mimii
 from tests.model_fixtures import CPU, make_detector, make_pack, resplit, tiny_config, tone_pack
 
 
@@ -103,6 +106,28 @@ def test_a_saved_detector_is_judged_as_the_training_was(training: Training, tmp_
     assert found.val_youden_j == expected.val_youden_j
     np.testing.assert_array_equal(found.test_labels, expected.test_labels)
     np.testing.assert_allclose(found.test_scores.nll, expected.test_scores.nll, atol=1e-5)
+
+
+def test_a_clip_that_trained_a_model_is_not_evaluated_once_anomalies_make_it_labelled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the MIMII layout as many normals are labelled as there are anomalies."""
+    data = write_mimii(tmp_path / "data", n_normal=12, n_abnormal=2)
+    first = open_pack(pack_clips(find_clips(data)["valve"], tmp_path / "packs"))
+    build_detector([Training(tiny_config(), first, CPU)]).save(tmp_path / "model")
+    detector = Detector.load(tmp_path / "model")
+    trained = {first.names[i] for i in first.select("train")}
+    assert evaluate(detector, first).dev.n_clips == 8
+    assert not caplog.text
+    write_mimii(data, n_normal=12, n_abnormal=6)
+    later = open_pack(pack_clips(find_clips(data)["valve"], tmp_path / "packs"))
+    labelled = np.concatenate([later.select("val"), later.select("test")])
+    moved = [i for i in labelled if later.names[i] in trained]
+    assert moved
+    found = evaluate(detector, later)
+    assert not set(moved) & set(found.test_scores.clips)
+    assert found.dev.n_clips == len(labelled) - len(moved)
+    assert f"left out, as they trained this model: {len(moved)}" in caplog.text
 
 
 def test_a_detector_judges_a_pack_of_some_of_its_ids() -> None:

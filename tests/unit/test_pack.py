@@ -11,6 +11,7 @@ import pytest
 from mimimi_core.audio import AudioError, read_clip
 from mimimi_core.clips import Clip, find_clips
 from mimimi_core.pack import PackError, open_pack, pack_clips
+from mimimi_core.splits import clip_digest
 from tests.audio_fixtures import (
     noise,
     real_clips,
@@ -40,6 +41,7 @@ def test_every_clip_is_there_bit_for_bit(tmp_path: Path, write: Callable[[Path],
     assert pack.machine_ids == tuple(sorted({clip.machine_id for clip in clips}))
     assert [pack.machine_ids[i] for i in pack.id_index] == [clip.machine_id for clip in clips]
     assert pack.labels.tolist() == [clip.label for clip in clips]
+    assert pack.digests.tolist() == [clip_digest(clip.path.read_bytes()) for clip in clips]
     for clip, start, length in zip(clips, pack.starts, pack.lengths, strict=True):
         read = read_clip(clip.path, 16000)
         np.testing.assert_array_equal(pack.samples[start : start + length], read)
