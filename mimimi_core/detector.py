@@ -56,6 +56,7 @@ class Detector:
         thresholds: Decision level per id; None where no held-out normals allowed one.
         trained_on: uint64 `(n,)` digests of the clips that trained the members, see
             `Pack.digests`; empty where nobody knows, as of detectors saved before it was kept.
+        untrained_ids: Those of the ids that no such clip was of, so that no score of theirs counts.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Detector:
         machine_ids: Sequence[str],
         thresholds: dict[str, Threshold | None],
         trained_on: np.ndarray | None = None,
+        untrained_ids: Sequence[str] = (),
     ) -> None:
         if not members or (len(members) > 1 and any(member.scale is None for member in members)):
             raise ValueError("a detector needs a network, or several that each have a scale")
@@ -73,10 +75,16 @@ class Detector:
         self.machine_ids = tuple(machine_ids)
         self.thresholds = thresholds
         self.trained_on = np.empty(0, np.uint64) if trained_on is None else trained_on
+        self.untrained_ids = tuple(untrained_ids)
         self.device = pick_device()
         self.members = tuple(members)
         for member in self.members:
             member.network.to(self.device).eval()
+
+    @property
+    def judged_ids(self) -> tuple[str, ...]:
+        """Ids whose scores count."""
+        return tuple(i for i in self.machine_ids if i not in self.untrained_ids)
 
     @property
     def sample_rate(self) -> int:
@@ -98,6 +106,7 @@ class Detector:
         settings = {
             "machine_type": self.machine_type,
             "machine_ids": list(self.machine_ids),
+            "untrained_ids": list(self.untrained_ids),
             "thresholds": {
                 machine_id: threshold and dataclasses.asdict(threshold)
                 for machine_id, threshold in self.thresholds.items()
@@ -144,6 +153,7 @@ class Detector:
                 machine_ids=machine_ids,
                 thresholds=thresholds,
                 trained_on=digests.numpy().view(np.uint64),
+                untrained_ids=settings.get("untrained_ids", ()),
             )
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DetectorError(f"{folder} holds no readable detector: {error}") from error

@@ -67,6 +67,7 @@ def build_detector(trainings: Sequence[Training]) -> Detector:
             for index, machine_id in enumerate(pack.machine_ids)
         },
         trained_on=pack.digests[pack.select("train", label=0)],
+        untrained_ids=pack.untrained_ids,
     )
 
 
@@ -107,6 +108,7 @@ def evaluate(detector: Detector, pack: Pack) -> Evaluation:
             np.concatenate([pack.labels[found[split].clips] for split in splits]),
             np.concatenate([found[split].id_index for split in splits]),
             machine_ids,
+            untrained=detector.untrained_ids,
         )
 
     val, test = found["val"], found["test"]
@@ -128,18 +130,17 @@ def evaluate(detector: Detector, pack: Pack) -> Evaluation:
 def describe(report: AucReport, name: str) -> list[str]:
     """Lines for people: the mean with its interval, then a line per machine id."""
     if report.auc is None or report.ci is None:
-        return [f"{name}: none, no machine id has both normal and anomalous clips there"]
+        return [f"{name}: none, no trained machine id has both normal and anomalous clips there"]
     lines = [
         f"{name} {shown(report.auc, report.ci)}, pAUC {shown(report.pauc, report.pauc_ci)}, "
         f"worst id {report.worst_auc:.3f} ({report.n_clips} clips)"
     ]
     for x in report.per_id:
-        clips = f"{x.n_normal} normal, {x.n_anomaly} anomalous"
         if x.auc is None or x.ci is None:
-            lines.append(f"  {x.machine_id}  no AUC, left out of the mean ({clips})")
+            lines.append(f"  {x.machine_id}  no AUC, left out of the mean ({x.clips})")
         else:
             lines.append(
                 f"  {x.machine_id}  AUC {shown(x.auc, x.ci)}  "
-                f"pAUC {shown(x.pauc, x.pauc_ci)}  ({clips})"
+                f"pAUC {shown(x.pauc, x.pauc_ci)}  ({x.clips})"
             )
     return lines

@@ -55,6 +55,16 @@ class Pack:
             chosen = chosen & (self.labels == label)
         return np.flatnonzero(chosen)
 
+    @property
+    def trained(self) -> np.ndarray:
+        """Ids that have clips to train on, ascending int64 indices into `machine_ids`."""
+        return np.unique(self.id_index[self.select("train", label=0)])
+
+    @property
+    def untrained_ids(self) -> tuple[str, ...]:
+        """Ids without: all that a network learns is that no training clip is of theirs."""
+        return tuple(np.delete(self.machine_ids, self.trained).tolist())
+
 
 def open_pack(path: Path) -> Pack:
     """Map a pack that `pack_clips` wrote; reads no samples.

@@ -109,11 +109,13 @@ def compare_with_champion(
     rate = champion.sample_rate
     if rate != pack.sample_rate:
         return keep(f"version {version} hears {rate} Hz, these clips have {pack.sample_rate} Hz")
-    lost = [i for i in champion.machine_ids if i not in pack.machine_ids]
+    lost = [i for i in champion.judged_ids if i not in candidate.detector.judged_ids]
     if lost:
-        return keep(f"version {version} also judges {', '.join(lost)}, of which there is no clip")
+        return keep(
+            f"version {version} also judges {', '.join(lost)}, of which there is no training clip"
+        )
     tested = candidate.test_scores
-    known = np.array([machine_id in champion.machine_ids for machine_id in pack.machine_ids])
+    known = np.array([machine_id in champion.judged_ids for machine_id in pack.machine_ids])
     common = known[tested.id_index]
     unseen = common & np.isin(tested.clips, champion.unseen(pack, tested.clips))
     n_seen = int(common.sum() - unseen.sum())

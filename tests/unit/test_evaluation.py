@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mimimi_core.analysis import analyse
 from mimimi_core.clips import find_clips
 from mimimi_core.detector import Detector, DetectorError
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
+from mimimi_core.id_table import table
 from mimimi_core.metrics import youden_j
 from mimimi_core.pack import open_pack, pack_clips
 from mimimi_core.scoring import fit_threshold
@@ -62,7 +64,7 @@ def test_without_test_clips_there_is_an_evaluation_without_a_test(training: Trai
     assert found.dev == found.val
     assert len(found.test_scores.scores) == 0
     assert describe(found.test, "fan test_auc") == [
-        "fan test_auc: none, no machine id has both normal and anomalous clips there"
+        "fan test_auc: none, no trained machine id has both normal and anomalous clips there"
     ]
 
 
@@ -85,6 +87,27 @@ def test_a_description_names_the_ids_without_an_auc(training: Training) -> None:
     assert "id_00  AUC" in id_00
     assert "5 normal, 5 anomalous" in id_00
     assert "id_02  no AUC, left out of the mean (5 normal, 0 anomalous)" in id_02
+
+
+def test_an_id_without_training_clips_has_no_auc_and_no_threshold(tmp_path: Path) -> None:
+    pack = tone_pack(n_ids=3, n_other=5)
+    of_id = np.flatnonzero((pack.splits == "train") & (pack.id_index == 1))
+    bare = Training(tiny_config(), resplit(pack, of_id, "holdout"), CPU)
+    build_detector([bare]).save(tmp_path)
+    detector = Detector.load(tmp_path)
+    assert (detector.untrained_ids, detector.judged_ids) == (("id_02",), ("id_00", "id_04"))
+    found = evaluate(detector, pack)  # whose splits say nothing of what trained the detector
+    for report in (found.val, found.test, found.dev):
+        assert report.without_auc == ("id_02",)
+        assert report.auc == pytest.approx(np.mean(list(report.aucs.values())))
+        assert report.worst_auc == min(report.aucs.values())
+    assert found.thresholds["id_02"] is None
+    line = describe(found.test, "test_auc")[2]
+    assert line == "  id_02  no AUC, left out of the mean (5 normal, 5 anomalous; none to train on)"
+    missing = [line for line in table(analyse(found)) if line.startswith("id_02: ")]
+    assert missing == [
+        "id_02: no AUC, left out of the mean, and no threshold: no clip of it trained the model"
+    ]
 
 
 def test_the_detector_scores_as_the_training_did(training: Training) -> None:
