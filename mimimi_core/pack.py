@@ -117,7 +117,8 @@ def pack_clips(
         on_progress: Called with (clips read, clips in all).
 
     Returns:
-        The pack. Its key covers the format, the rate and each clip's name, size and time of change.
+        The pack. Its key covers the format, the rate and each clip's path, name, size, time of
+        change and what it is taken for, so clips that move are packed anew.
 
     Raises:
         AudioError: A clip cannot be read; the message starts with its path.
@@ -159,7 +160,8 @@ def _key(clips: Sequence[Clip], sample_rate: int) -> str:
             status = clip.path.stat()
         except OSError as error:
             raise AudioError(f"{clip.path}: cannot be read: {error.strerror}") from error
-        about.append([clip.name, status.st_size, status.st_mtime_ns])
+        about.append([str(clip.path.absolute()), clip.name, status.st_size, status.st_mtime_ns])
+        about.append([clip.machine_id, clip.label, clip.part])
     return hashlib.blake2b(json.dumps(about).encode(), digest_size=6).hexdigest()
 
 
