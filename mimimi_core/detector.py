@@ -92,7 +92,10 @@ class Detector:
         return self.members[0].config.frontend.sample_rate
 
     def save(self, folder: Path) -> None:
-        """Write both files, the settings last: a folder with settings is complete."""
+        """Write both files, the settings last: a folder with settings is complete.
+
+        Those of an earlier detector go before its weights do, so that no kill mixes the two.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         weights = {
             f"{index}.{name}": w.contiguous()
@@ -102,7 +105,6 @@ class Detector:
         # the bits of uint64 as int64, which all that reads these files knows
         weights[_TRAINED_ON] = torch.from_numpy(self.trained_on.view(np.int64))
         save_file(weights, folder / f".{WEIGHTS}.tmp")
-        (folder / f".{WEIGHTS}.tmp").replace(folder / WEIGHTS)
         settings = {
             "machine_type": self.machine_type,
             "machine_ids": list(self.machine_ids),
@@ -121,6 +123,8 @@ class Detector:
         }
         temporary = folder / f".{SETTINGS}.tmp"
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / SETTINGS).unlink(missing_ok=True)
+        (folder / f".{WEIGHTS}.tmp").replace(folder / WEIGHTS)
         temporary.replace(folder / SETTINGS)
 
     @classmethod

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from mimimi_core import detector as module
 from mimimi_core.detector import Detector, DetectorError, Member
 from mimimi_core.network import build_network
 from mimimi_core.scoring import Threshold
+from search.conclude import _write
 from tests.audio_fixtures import noise
 from tests.model_fixtures import NETWORK, tiny_config, tone_pack
 
 IDS = ("id_00", "id_02", "id_04")
+NAMES = ("detector.json", "weights.safetensors")
 WAVEFORMS = [noise(n, length)[:, 0] for n, length in enumerate((800, 300, 2000))]
 
 
@@ -163,6 +166,51 @@ def test_a_failure_half_way_leaves_the_old_weights(
     np.testing.assert_array_equal(
         Detector.load(folder).score(WAVEFORMS, "id_00"), detector.score(WAVEFORMS, "id_00")
     )
+
+
+def _save(detector: Detector, folder: Path) -> None:
+    detector.save(folder)
+
+
+def _hand_over(detector: Detector, folder: Path) -> None:
+    """As a search does with what a worker saved."""
+    saved = folder.parent / "worker"
+    detector.save(saved)
+    _write({name: (saved / name).read_bytes() for name in NAMES}, folder)
+
+
+@pytest.mark.parametrize("save", [_save, _hand_over])
+@pytest.mark.parametrize("n_before", [0, 1, 2])
+def test_a_kill_half_way_through_never_mixes_two_detectors(
+    detector: Detector,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save: Callable[[Detector, Path], None],
+    n_before: int,
+) -> None:
+    """`n_before` of the renames in the folder still come about."""
+    old = detector.score(WAVEFORMS, "id_00")
+    with torch.no_grad():
+        detector.members[0].network.total_conv.bias.add_(torch.tensor([0.0, 3.0, 6.0]))
+    detector.thresholds = dict.fromkeys(IDS)
+    replace, n_renamed = Path.replace, 0
+
+    def killed(path: Path, target: Path) -> Path:
+        nonlocal n_renamed
+        n_renamed += target.parent == folder
+        if n_renamed > n_before:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        save(detector, folder)
+    try:
+        found = Detector.load(folder)
+    except DetectorError:
+        return  # no detector is told from one
+    is_old = np.array_equal(found.score(WAVEFORMS, "id_00"), old)
+    assert is_old == (found.thresholds["id_00"] is not None)
 
 
 def test_an_unknown_id_is_refused_with_the_known_ones(detector: Detector) -> None:
