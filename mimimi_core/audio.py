@@ -8,10 +8,11 @@ import numpy as np
 import soundfile
 
 _FULL_SCALE = 32768.0  # int16 units of a float sample of 1.0
+_LARGEST_PEAK = 2.0  # of floats: an overshoot is clipped, beyond this they are in another unit
 
 
 class AudioError(ValueError):
-    """A clip cannot be read: missing, truncated, empty or not audio."""
+    """A clip cannot be read: missing, truncated, empty, not audio or not in [-1, 1]."""
 
 
 def read_clip(source: Path | bytes, sample_rate: int, channel: int = 0) -> np.ndarray:
@@ -61,6 +62,12 @@ def decode(raw: bytes, sample_rate: int, channel: int = 0) -> tuple[np.ndarray, 
 def _to_int16(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise AudioError("samples must be finite, found NaN or infinity")
+    peak = np.abs(samples).max()
+    if peak > _LARGEST_PEAK:
+        raise AudioError(
+            f"samples must lie in [-1, 1], got a peak of {peak:g}: divide them by what full scale "
+            "is in their unit (32768 if they are int16 counts), the same for all clips"
+        )
     if rate != sample_rate:
         # here, because importing them takes seconds that a start without resampling need not pay
         import torch

@@ -79,7 +79,8 @@ class Batches:
     def _mix(self, own: Tensor, ids: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         """Weighted sum of one crop per id; the crop's own id contributes the crop itself.
 
-        Mixing waveforms is mixing complex spectra: the transform is linear.
+        Mixing waveforms is mixing complex spectra: the transform is linear. Magnitudes and log-mel
+        spectra, which Giri et al. mix, are not: see `mimimi_core.table2`.
         """
         mixed = torch.zeros_like(own)
         for index in range(weights.shape[1]):

@@ -1,6 +1,6 @@
 """Trained networks with all they need to judge a clip: two files, no pickles, no search.
 
-folder/weights.safetensors   parameters and buffers
+folder/weights.safetensors   parameters and buffers, digests of the clips that trained them
 folder/detector.json         settings and scales, machine type and ids, thresholds
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mimimi_core.pack import Pack
 
 WEIGHTS, SETTINGS = "weights.safetensors", "detector.json"
+_TRAINED_ON = "trained_on"  # beside the weights: thousands of digests would bury the settings
 
 
 class DetectorError(ValueError):
@@ -52,6 +54,9 @@ class Detector:
         machine_type: Such as "fan".
         machine_ids: Ids in the order of the networks' outputs.
         thresholds: Decision level per id; None where no held-out normals allowed one.
+        trained_on: uint64 `(n,)` digests of the clips that trained the members, see
+            `Pack.digests`; empty where nobody knows, as of detectors saved before it was kept.
+        untrained_ids: Those of the ids that no such clip was of, so that no score of theirs counts.
     """
 
     def __init__(
@@ -61,16 +66,25 @@ class Detector:
         machine_type: str,
         machine_ids: Sequence[str],
         thresholds: dict[str, Threshold | None],
+        trained_on: np.ndarray | None = None,
+        untrained_ids: Sequence[str] = (),
     ) -> None:
         if not members or (len(members) > 1 and any(member.scale is None for member in members)):
             raise ValueError("a detector needs a network, or several that each have a scale")
         self.machine_type = machine_type
         self.machine_ids = tuple(machine_ids)
         self.thresholds = thresholds
+        self.trained_on = np.empty(0, np.uint64) if trained_on is None else trained_on
+        self.untrained_ids = tuple(untrained_ids)
         self.device = pick_device()
         self.members = tuple(members)
         for member in self.members:
             member.network.to(self.device).eval()
+
+    @property
+    def judged_ids(self) -> tuple[str, ...]:
+        """Ids whose scores count."""
+        return tuple(i for i in self.machine_ids if i not in self.untrained_ids)
 
     @property
     def sample_rate(self) -> int:
@@ -78,18 +92,23 @@ class Detector:
         return self.members[0].config.frontend.sample_rate
 
     def save(self, folder: Path) -> None:
-        """Write both files, the settings last: a folder with settings is complete."""
+        """Write both files, the settings last: a folder with settings is complete.
+
+        Those of an earlier detector go before its weights do, so that no kill mixes the two.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         weights = {
             f"{index}.{name}": w.contiguous()
             for index, member in enumerate(self.members)
             for name, w in member.network.state_dict().items()
         }
+        # the bits of uint64 as int64, which all that reads these files knows
+        weights[_TRAINED_ON] = torch.from_numpy(self.trained_on.view(np.int64))
         save_file(weights, folder / f".{WEIGHTS}.tmp")
-        (folder / f".{WEIGHTS}.tmp").replace(folder / WEIGHTS)
         settings = {
             "machine_type": self.machine_type,
             "machine_ids": list(self.machine_ids),
+            "untrained_ids": list(self.untrained_ids),
             "thresholds": {
                 machine_id: threshold and dataclasses.asdict(threshold)
                 for machine_id, threshold in self.thresholds.items()
@@ -104,6 +123,8 @@ class Detector:
         }
         temporary = folder / f".{SETTINGS}.tmp"
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / SETTINGS).unlink(missing_ok=True)
+        (folder / f".{WEIGHTS}.tmp").replace(folder / WEIGHTS)
         temporary.replace(folder / SETTINGS)
 
     @classmethod
@@ -117,6 +138,7 @@ class Detector:
             settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
             machine_ids = settings["machine_ids"]
             weights = load_file(folder / WEIGHTS)
+            digests = weights.pop(_TRAINED_ON, torch.empty(0, dtype=torch.int64))
             if "members" in settings:
                 members = [
                     _member(about, len(machine_ids), weights, f"{index}.")
@@ -134,6 +156,8 @@ class Detector:
                 machine_type=settings["machine_type"],
                 machine_ids=machine_ids,
                 thresholds=thresholds,
+                trained_on=digests.numpy().view(np.uint64),
+                untrained_ids=settings.get("untrained_ids", ()),
             )
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DetectorError(f"{folder} holds no readable detector: {error}") from error
@@ -160,6 +184,10 @@ class Detector:
             np.arange(len(waveforms)),
         )
         return nll[:, self.machine_ids.index(machine_id)]
+
+    def unseen(self, pack: "Pack", clips: np.ndarray) -> np.ndarray:
+        """Those of some clips of a pack that did not train this detector, as clip indices."""
+        return clips[~np.isin(pack.digests[clips], self.trained_on)]
 
     def score_pack(self, pack: "Pack", clips: np.ndarray) -> ClipScores:
         """Scores of clips of a pack, whose ids must all be known; `id_index` is the detector's."""

@@ -1,5 +1,6 @@
 """Makes a detector of trained networks, and judges it on the clips that were kept for it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from mimimi_core.metrics import AucReport, auc_report, shown, youden_j
 from mimimi_core.pack import Pack
 from mimimi_core.scoring import ClipScores, Threshold, fit_threshold
 from mimimi_core.training import NonFiniteLossError, Training, held_out_normals
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +67,13 @@ def build_detector(trainings: Sequence[Training]) -> Detector:
             machine_id: fit_threshold(scores[own == index], lowest=lowest[index])
             for index, machine_id in enumerate(pack.machine_ids)
         },
+        trained_on=pack.digests[pack.select("train", label=0)],
+        untrained_ids=pack.untrained_ids,
     )
 
 
 def evaluate(detector: Detector, pack: Pack) -> Evaluation:
-    """Open the test of a pack to a detector.
+    """Open the test of a pack to a detector; labelled clips that trained it are left out.
 
     Raises:
         DetectorError: The pack has clips of a machine that the detector does not know.
@@ -82,7 +87,16 @@ def evaluate(detector: Detector, pack: Pack) -> Evaluation:
             "or train on them"
         )
     machine_ids = detector.machine_ids
-    found = {split: detector.score_pack(pack, pack.select(split)) for split in ("val", "test")}
+    clips = {split: pack.select(split) for split in ("val", "test")}
+    unseen = {split: detector.unseen(pack, of_split) for split, of_split in clips.items()}
+    n_seen = sum(len(clips[split]) - len(unseen[split]) for split in clips)
+    if n_seen:
+        logger.warning(
+            "%s: labelled clips left out, as they trained this model: %d",
+            pack.machine_type,
+            n_seen,
+        )
+    found = {split: detector.score_pack(pack, of_split) for split, of_split in unseen.items()}
     for scores in found.values():
         if not np.isfinite(scores.nll).all():
             raise NonFiniteLossError(
@@ -95,6 +109,7 @@ def evaluate(detector: Detector, pack: Pack) -> Evaluation:
             np.concatenate([pack.labels[found[split].clips] for split in splits]),
             np.concatenate([found[split].id_index for split in splits]),
             machine_ids,
+            untrained=detector.untrained_ids,
         )
 
     val, test = found["val"], found["test"]
@@ -116,18 +131,17 @@ def evaluate(detector: Detector, pack: Pack) -> Evaluation:
 def describe(report: AucReport, name: str) -> list[str]:
     """Lines for people: the mean with its interval, then a line per machine id."""
     if report.auc is None or report.ci is None:
-        return [f"{name}: none, no machine id has both normal and anomalous clips there"]
+        return [f"{name}: none, no trained machine id has both normal and anomalous clips there"]
     lines = [
         f"{name} {shown(report.auc, report.ci)}, pAUC {shown(report.pauc, report.pauc_ci)}, "
         f"worst id {report.worst_auc:.3f} ({report.n_clips} clips)"
     ]
     for x in report.per_id:
-        clips = f"{x.n_normal} normal, {x.n_anomaly} anomalous"
         if x.auc is None or x.ci is None:
-            lines.append(f"  {x.machine_id}  no AUC, left out of the mean ({clips})")
+            lines.append(f"  {x.machine_id}  no AUC, left out of the mean ({x.clips})")
         else:
             lines.append(
                 f"  {x.machine_id}  AUC {shown(x.auc, x.ci)}  "
-                f"pAUC {shown(x.pauc, x.pauc_ci)}  ({clips})"
+                f"pAUC {shown(x.pauc, x.pauc_ci)}  ({x.clips})"
             )
     return lines

@@ -107,8 +107,11 @@ def _over_ids(analysis: Analysis) -> list[str]:
 
 def _missing(analysis: Analysis) -> list[str]:
     """Why some cells are empty."""
-    ids = [x.auc for x in analysis.per_id]
+    ids = [x.auc for x in analysis.per_id if x.auc.is_trained]
     reasons = {
+        "no AUC, left out of the mean, and no threshold: no clip of it trained the model": [
+            x.auc.machine_id for x in analysis.per_id if not x.auc.is_trained
+        ],
         "no AUC, left out of the mean: no normal clip in the test": [
             x.machine_id for x in ids if not x.n_normal
         ],
@@ -116,7 +119,7 @@ def _missing(analysis: Analysis) -> list[str]:
             x.machine_id for x in ids if x.n_normal and not x.n_anomaly
         ],
         "no threshold, no decisions: fewer than two normal clips were held out of training": [
-            x.auc.machine_id for x in analysis.per_id if x.threshold is None
+            x.auc.machine_id for x in analysis.per_id if x.threshold is None and x.auc.is_trained
         ],
     }
     return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items() if names]

@@ -24,7 +24,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class IdAuc:
-    """Ranking quality on one machine id; None without both labels.
+    """Ranking quality on one machine id; None without both labels, or clips to train on.
 
     `pauc_ci` is None as well where all resamplings agree, of too few clips to tell.
     """
@@ -36,6 +36,13 @@ class IdAuc:
     pauc_ci: Interval | None = None
     n_normal: int
     n_anomaly: int
+    is_trained: bool = True
+
+    @property
+    def clips(self) -> str:
+        """For people: how many, and whether any but those trained the model."""
+        counts = f"{self.n_normal} normal, {self.n_anomaly} anomalous"
+        return counts if self.is_trained else f"{counts}; none to train on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ class AucReport:
 
     @property
     def without_auc(self) -> tuple[str, ...]:
-        """Ids left out of the mean because they lack normals or anomalies."""
+        """Ids left out of the mean: they lack normals, anomalies or clips to train on."""
         return tuple(x.machine_id for x in self.per_id if x.auc is None)
 
     @property
@@ -76,6 +83,7 @@ def auc_report(
     machine_ids: Sequence[str],
     n_bootstrap: int = 1000,
     seed: int = 0,
+    untrained: Sequence[str] = (),
 ) -> AucReport:
     """AUC, pAUC (`max_fpr` 0.1, McClish-standardised by scikit-learn) and intervals.
 
@@ -87,6 +95,7 @@ def auc_report(
         machine_ids: Names of the ids.
         n_bootstrap: Resamplings behind the intervals.
         seed: Of the resampling.
+        untrained: Ids that get no AUC, as no clip of theirs trained the network.
     """
     scores = np.atleast_2d(scores)
     rng = np.random.default_rng(seed)
@@ -98,7 +107,8 @@ def auc_report(
         normal, anomaly = scores[:, of_id & (labels == 0)], scores[:, of_id & (labels == 1)]
         n_normal, n_anomaly = normal.shape[1], anomaly.shape[1]
         auc = pauc = ci = pauc_ci = None
-        if n_normal and n_anomaly:
+        is_trained = machine_id not in untrained
+        if n_normal and n_anomaly and is_trained:
             truth = labels[of_id]
             ranked = scores[:, of_id]
             auc = float(np.mean([roc_auc_score(truth, x) for x in ranked]))
@@ -117,6 +127,7 @@ def auc_report(
                 pauc_ci=pauc_ci,
                 n_normal=n_normal,
                 n_anomaly=n_anomaly,
+                is_trained=is_trained,
             )
         )
     found = [x for x in per_id if x.auc is not None]

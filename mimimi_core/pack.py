@@ -23,7 +23,7 @@ from mimimi_core.splits import assign_splits, clip_digest
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the file and of the rules that fill it; raise it and every pack is built anew
+FORMAT = 3  # of the file and of the rules that fill it; raise it and every pack is built anew
 
 
 class PackError(ValueError):
@@ -46,6 +46,7 @@ class Pack:
     id_index: np.ndarray  # int64, into `machine_ids`
     labels: np.ndarray  # int64, 0 normal, 1 anomaly
     splits: np.ndarray  # str, see `splits.Split`
+    digests: np.ndarray  # uint64, `clip_digest` of each clip's file
 
     def select(self, split: str, label: int | None = None) -> np.ndarray:
         """Indices of the clips of a split, ascending, (n,) int64; of one label if it is given."""
@@ -53,6 +54,16 @@ class Pack:
         if label is not None:
             chosen = chosen & (self.labels == label)
         return np.flatnonzero(chosen)
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Ids that have clips to train on, ascending int64 indices into `machine_ids`."""
+        return np.unique(self.id_index[self.select("train", label=0)])
+
+    @property
+    def untrained_ids(self) -> tuple[str, ...]:
+        """Ids without: all that a network learns is that no training clip is of theirs."""
+        return tuple(np.delete(self.machine_ids, self.trained).tolist())
 
 
 def open_pack(path: Path) -> Pack:
@@ -84,6 +95,7 @@ def open_pack(path: Path) -> Pack:
         id_index=id_index.astype(np.int64),
         labels=batch.column("label").to_numpy().astype(np.int64),
         splits=np.array(batch.column("split").to_pylist()),
+        digests=batch.column("digest").to_numpy(),
     )
 
 
@@ -105,7 +117,8 @@ def pack_clips(
         on_progress: Called with (clips read, clips in all).
 
     Returns:
-        The pack. Its key covers the format, the rate and each clip's name, size and time of change.
+        The pack. Its key covers the format, the rate and each clip's path, name, size, time of
+        change and what it is taken for, so clips that move are packed anew.
 
     Raises:
         AudioError: A clip cannot be read; the message starts with its path.
@@ -147,7 +160,8 @@ def _key(clips: Sequence[Clip], sample_rate: int) -> str:
             status = clip.path.stat()
         except OSError as error:
             raise AudioError(f"{clip.path}: cannot be read: {error.strerror}") from error
-        about.append([clip.name, status.st_size, status.st_mtime_ns])
+        about.append([str(clip.path.absolute()), clip.name, status.st_size, status.st_mtime_ns])
+        about.append([clip.machine_id, clip.label, clip.part])
     return hashlib.blake2b(json.dumps(about).encode(), digest_size=6).hexdigest()
 
 
@@ -191,6 +205,7 @@ def _write(
             "machine_id": pa.array([clip.machine_id for clip in clips]),
             "label": pa.array([clip.label for clip in clips], pa.int8()),
             "split": pa.array(splits),
+            "digest": pa.array(digests, pa.uint64()),
             "samples": pa.LargeListArray.from_arrays(offsets, samples),
         }
     ).replace_schema_metadata({"mimimi": json.dumps(about)})

@@ -51,9 +51,8 @@ def roc_figure(
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="chance")
     for index, x in enumerate(per_id):
-        clips = f"{x.n_normal} normal, {x.n_anomaly} anomalous"
         if x.auc is None or x.ci is None:
-            axes.plot([], [], " ", label=f"{x.machine_id}  no AUC: {clips}")
+            axes.plot([], [], " ", label=f"{x.machine_id}  no AUC: {x.clips}")
             continue
         mine = id_index == index
         false_alarms, hits, _ = roc_curve(labels[mine], scores[mine])
@@ -62,7 +61,7 @@ def roc_figure(
             hits,
             linestyle=_DASHES[index % len(_DASHES)],
             linewidth=1.8,
-            label=f"{x.machine_id}  AUC {x.auc:.3f} [{x.ci[0]:.3f}, {x.ci[1]:.3f}]: {clips}",
+            label=f"{x.machine_id}  AUC {x.auc:.3f} [{x.ci[0]:.3f}, {x.ci[1]:.3f}]: {x.clips}",
         )
     axes.set(xlabel="false alarm rate", ylabel="hit rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")

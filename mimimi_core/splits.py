@@ -1,16 +1,20 @@
 """Owns the cut of the clips into splits. Decides by what a clip holds, never by where it lies.
 
-A copy of a recording under another name has the same digest, so it falls on the same side.
+A copy of a recording under another name has the same digest, so it falls on the same side; where
+folders say that one copy trains and another is labelled, the one that trains is left out.
 """
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
 from mimimi_core.clips import Clip
 
-Split = Literal["train", "holdout", "val", "test"]
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "holdout", "val", "test", "unused"]
 
 _HOLDOUT_SHARE = 10  # one train normal in so many is held out,
 _LEAST_HOLDOUT = 2  # but so many, which a threshold needs,
@@ -31,6 +35,9 @@ def assign_splits(clips: Sequence[Clip], digests: Sequence[int]) -> list[Split]:
       training, for thresholds and for objectives without labels. Two at least, none of few.
     - Where the layout has no train and test folders (MIMII), an id's anomalies are labelled, and
       so are as many of its normals, those with the smallest digests, but at most half of them.
+      So a normal may become labelled, or train, when clips are added: a detector remembers what
+      trained it.
+    - A train clip of which any id has a labelled copy is `unused`, and a warning says so.
 
     Args:
         clips: Any number of ids.
@@ -39,12 +46,17 @@ def assign_splits(clips: Sequence[Clip], digests: Sequence[int]) -> list[Split]:
     by_id: dict[str, list[int]] = defaultdict(list)
     for i, clip in enumerate(clips):
         by_id[clip.machine_id].append(i)
+    labelled = {i for members in by_id.values() for i in _labelled(clips, digests, members)}
+    heard = {digests[i] for i in labelled}
+    copies = [i for i in range(len(clips)) if i not in labelled and digests[i] in heard]
+    _tell(clips, copies)
     splits: list[Split] = ["train"] * len(clips)
+    for i in labelled:
+        splits[i] = "val" if digests[i] & 1 else "test"
+    for i in copies:
+        splits[i] = "unused"
     for members in by_id.values():
-        labelled = _labelled(clips, digests, members)
-        train = [i for i in members if i not in labelled]
-        for i in labelled:
-            splits[i] = "val" if digests[i] & 1 else "test"
+        train = [i for i in members if splits[i] == "train"]
         for i in _smallest(digests, train, _n_holdout(len(train))):
             splits[i] = "holdout"
     return splits
@@ -57,6 +69,16 @@ def _labelled(clips: Sequence[Clip], digests: Sequence[int], members: Sequence[i
     normals = [i for i in unsplit if not clips[i].label]
     labelled = {i for i in members if clips[i].part == "labelled"} | set(anomalies)
     return labelled | _smallest(digests, normals, min(len(anomalies), len(normals) // 2))
+
+
+def _tell(clips: Sequence[Clip], copies: Sequence[int]) -> None:
+    if copies:
+        logger.warning(
+            "%s: train clips left out, as labelled ones are copies of them: %d, such as %s",
+            clips[copies[0]].machine_type,
+            len(copies),
+            clips[copies[0]].name,
+        )
 
 
 def _n_holdout(n_train: int) -> int:

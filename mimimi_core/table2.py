@@ -1,5 +1,10 @@
 """Table II of Kim, Ho and Kang (EUSIPCO 2021) and its yardsticks: settings, cost, published AUCs.
 
+One thing differs in the rows of Giri et al.: the paper combines spectra of several machine ids
+linearly, we their waveforms. The transform is linear, so this is the same for complex spectra, but
+not for magnitudes and log-mel spectra: they are of sounds that were added up, phases and all. The
+paper's way would take a transform of every id's crop instead of one of their sum.
+
 python -m mimimi_core.table2     every system with its parameters and operations, as Markdown
 """
 

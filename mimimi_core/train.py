@@ -22,6 +22,8 @@ from mimimi_core.evaluation import build_detector, evaluate
 from mimimi_core.pack import PackError
 from mimimi_core.training import NonFiniteLossError, Training
 
+logger = logging.getLogger(__name__)
+
 DEFAULTS = TrainConfig()
 
 
@@ -54,6 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ManifestError, AudioError, PackError, ConfigError) as error:
         print(error, file=sys.stderr)
         return 2
+    for machine_id in pack.untrained_ids:
+        logger.warning(
+            "%s %s has no training clips: it cannot be judged", args.machine_type, machine_id
+        )
     try:
         while not training.is_done:
             metrics = training.run_epoch()

@@ -42,21 +42,25 @@ class OtherTrainingError(checkpoint.CheckpointError):
 
 
 def objective_of(pack: Pack, kind: NetworkKind | None = None) -> Objective:
-    """What a search may maximise: `val_auc` if any id has normals and anomalies in val.
+    """What a search may maximise: `val_auc` if any id that is trained has both labels in val.
 
     Else `id_swap_auc`, or `normal_log_likelihood` where the kind of network is known and scores a
     clip the same under every id.
     """
     is_val = pack.splits == "val"
-    for index in range(len(pack.machine_ids)):
+    for index in pack.trained:
         if len(np.unique(pack.labels[is_val & (pack.id_index == index)])) == 2:
             return "val_auc"
     return "normal_log_likelihood" if kind in ID_FREE else "id_swap_auc"
 
 
 def held_out_normals(pack: Pack) -> np.ndarray:
-    """Normal clips that neither train a network nor are kept for the test, as clip indices."""
-    return np.concatenate([pack.select(split, label=0) for split in ("holdout", "val")])
+    """Normal clips that neither train a network nor are kept for the test, as clip indices.
+
+    Of ids that others train: a network cannot know the sound of the rest.
+    """
+    clips = np.concatenate([pack.select(split, label=0) for split in ("holdout", "val")])
+    return clips[np.isin(pack.id_index[clips], pack.trained)]
 
 
 def _require_objective(objective: Objective, config: TrialConfig, pack: Pack) -> None:
@@ -238,11 +242,15 @@ class Training:
         return ClipScores(clips=clips, id_index=self.pack.id_index[clips], nll=nll)
 
     def auc_report(self, *splits: str) -> AucReport:
-        """AUCs over the labelled clips of the named splits."""
+        """AUCs over the labelled clips of the named splits, none of an id without training."""
         clips = np.concatenate([self.pack.select(split) for split in splits])
         found = self.scores(clips)
         return auc_report(
-            found.scores, self.pack.labels[clips], found.id_index, self.pack.machine_ids
+            found.scores,
+            self.pack.labels[clips],
+            found.id_index,
+            self.pack.machine_ids,
+            untrained=self.pack.untrained_ids,
         )
 
     def id_swap_auc(self) -> float:

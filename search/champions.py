@@ -1,6 +1,7 @@
 """Decides whether a candidate becomes champion, and moves the alias. Trains and tests nothing.
 
-A champion is never replaced without a paired comparison on the candidate's test clips.
+A champion is never replaced without a paired comparison on the candidate's test clips, but for
+those that it was trained on, which can be where clips were added since.
 """
 
 import logging
@@ -92,6 +93,7 @@ def compare_with_champion(
 ) -> Decision:
     """Judge a candidate against the champion on the candidate's test clips.
 
+    Clips that trained the champion count for neither, and the reason tells how many they are.
     A champion that cannot be compared stays: whoever wants another one moves the alias by hand.
     """
 
@@ -107,25 +109,33 @@ def compare_with_champion(
     rate = champion.sample_rate
     if rate != pack.sample_rate:
         return keep(f"version {version} hears {rate} Hz, these clips have {pack.sample_rate} Hz")
-    lost = [i for i in champion.machine_ids if i not in pack.machine_ids]
+    lost = [i for i in champion.judged_ids if i not in candidate.detector.judged_ids]
     if lost:
-        return keep(f"version {version} also judges {', '.join(lost)}, of which there is no clip")
-    known = np.array([machine_id in champion.machine_ids for machine_id in pack.machine_ids])
-    common = known[candidate.test_scores.id_index]
-    clips, id_index = candidate.test_scores.clips[common], candidate.test_scores.id_index[common]
-    ours, labels = candidate.test_scores.scores[common], pack.labels[clips]
+        return keep(
+            f"version {version} also judges {', '.join(lost)}, of which there is no training clip"
+        )
+    tested = candidate.test_scores
+    known = np.array([machine_id in champion.judged_ids for machine_id in pack.machine_ids])
+    common = known[tested.id_index]
+    unseen = common & np.isin(tested.clips, champion.unseen(pack, tested.clips))
+    n_seen = int(common.sum() - unseen.sum())
+    without = f"; test clips left out as they trained it: {n_seen}" if n_seen else ""
+    clips, id_index = tested.clips[unseen], tested.id_index[unseen]
+    ours, labels = tested.scores[unseen], pack.labels[clips]
     theirs = champion.score_pack(pack, clips).scores
     if not np.isfinite(theirs).all():
         return keep(f"version {version} gives scores that are not finite")
     found = compare_aucs(ours, theirs, labels, id_index, settings.margin)
     if found is None:
-        return keep(f"no machine id has both labels among the test clips version {version} knows")
+        return keep(
+            f"no machine id has both labels among the test clips version {version} knows{without}"
+        )
     cheaper = _work(champion) / _work(candidate.detector)
     promoted, reason = judge(found, cheaper, settings)
     check = bootstrap_interval(ours, theirs, labels, id_index)
     return Decision(
         promoted=promoted,
-        reason=f"{reason} (version {version}; bootstrap {shown(found.difference, check)})",
+        reason=f"{reason} (version {version}; bootstrap {shown(found.difference, check)}{without})",
         against=version,
         comparison=found,
     )

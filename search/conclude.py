@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ray
 import torch
 
-from mimimi_core.detector import Detector
+from mimimi_core.detector import SETTINGS, Detector
 from mimimi_core.evaluate import write_evaluation
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
 from mimimi_core.figure_file import write_figure
@@ -205,10 +205,12 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write whole files; a detector's settings go first and come last, see `Detector.save`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
+    (folder / SETTINGS).unlink(missing_ok=True)
+    for name in sorted(files, key=lambda name: name == SETTINGS):
         temporary = folder / f".{name}.tmp"
-        temporary.write_bytes(content)
+        temporary.write_bytes(files[name])
         temporary.replace(folder / name)
 
 

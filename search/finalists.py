@@ -119,22 +119,28 @@ def _figures(nll: Sequence[np.ndarray], pack: Pack) -> dict[str, Any]:
     """What is noted of a system: `test`; `dev`, val and test, as in published tables."""
     scores = np.stack([seed[np.arange(len(seed)), pack.id_index] for seed in nll])
     return {
-        name: _summary(scores[:, clips], pack.labels[clips], pack.id_index[clips], pack.machine_ids)
+        name: _summary(scores, pack, clips)
         for name, splits in (("test", ["test"]), ("dev", ["val", "test"]))
         for clips in (np.flatnonzero(np.isin(pack.splits, splits)),)
     }
 
 
-def _summary(
-    scores: np.ndarray, labels: np.ndarray, id_index: np.ndarray, machine_ids: Sequence[str]
-) -> dict[str, Any]:
-    """Figures of several seeds `(S, n)`: means, the interval over clips, and each seed's own."""
+def _summary(scores: np.ndarray, pack: Pack, clips: np.ndarray) -> dict[str, Any]:
+    """Figures of several seeds on some clips: means, the interval over clips, each seed's own.
+
+    Args:
+        scores: float `(S, n)` of all clips of the pack.
+        pack: The clips.
+        clips: Those that count, as indices.
+    """
+    labels, id_index = pack.labels[clips], pack.id_index[clips]
 
     def report(of: np.ndarray, **options: int) -> AucReport:
-        return auc_report(of, labels, id_index, machine_ids, **options)
+        untrained = pack.untrained_ids
+        return auc_report(of, labels, id_index, pack.machine_ids, untrained=untrained, **options)
 
-    together = report(scores)
-    alone = [report(one, n_bootstrap=1) for one in scores]
+    together = report(scores[:, clips])
+    alone = [report(one, n_bootstrap=1) for one in scores[:, clips]]
     return {
         "auc": together.auc,
         "ci": together.ci,

@@ -187,6 +187,10 @@ def _protocol(types: Sequence[TypeFacts]) -> Iterator[str]:
         "(5 windows for 10 s in the paper's setting); the paper does not state its own."
     )
     yield (
+        "Linear combination (Giri et al.): waveforms are combined, spectra in the paper. For "
+        "complex spectra that is the same; the log-mel and magnitude rows differ in it."
+    )
+    yield (
         "Ensembles: the mean of the members' scores, z-normalised per id by normal clips held out "
         "of training, those of val among them."
     )

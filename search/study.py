@@ -312,11 +312,13 @@ def _warn(packs: Mapping[str, Pack], objectives: Mapping[str, str]) -> None:
             without = [
                 machine_id
                 for index, machine_id in enumerate(pack.machine_ids)
-                if len(set(pack.labels[(pack.id_index == index) & (pack.splits == split)])) < 2
+                if machine_id in pack.untrained_ids
+                or len(set(pack.labels[(pack.id_index == index) & (pack.splits == split)])) < 2
             ]
             if without:
                 logger.warning(
-                    "%s: no %s AUC for %s (no normal or no anomalous clips): left out of the mean",
+                    "%s: no %s AUC for %s (no normal, anomalous or training clips): left out of "
+                    "the mean",
                     machine_type,
                     split,
                     ", ".join(without),

@@ -83,6 +83,7 @@ def make_pack(
         id_index=np.array(id_index, dtype=np.int64),
         labels=np.array(labels, dtype=np.int64),
         splits=np.array(splits),
+        digests=np.arange(len(clips), dtype=np.uint64),
     )
 
 

@@ -108,6 +108,7 @@ def draw_pack(kind: str, seed: int, n_test: int) -> tuple[Pack, np.ndarray]:
         id_index=np.array([index for _, _, index, _ in plan]),
         labels=(conditions != NORMAL).astype(np.int64),
         splits=np.array([split for split, _, _, _ in plan]),
+        digests=np.arange(len(clips), dtype=np.uint64),
     )
     return pack, conditions
 

@@ -8,7 +8,7 @@ import pytest
 
 from mimimi_core import evaluate, train
 from search import score
-from tests.audio_fixtures import real_clips
+from tests.audio_fixtures import real_clips, write_dcase2020
 
 pytestmark = pytest.mark.e2e
 
@@ -175,3 +175,15 @@ def test_no_such_model(tmp_path: Path, embedded: Path, capsys: pytest.CaptureFix
     missing = tmp_path / "missing"
     assert evaluate.main(["--model", str(missing), "--data", str(embedded)]) == 2
     assert str(missing) in capsys.readouterr().err
+
+
+def test_an_id_without_training_clips_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_dcase2020(tmp_path / "data", ids=IDS[:3], n_test=8)
+    for path in (data / "fan" / "train").glob("*_id_04_*"):
+        path.unlink()
+    args = ("--machine-type", "fan", "--data", str(data), "--out", str(tmp_path), *SMALL)
+    assert train.main([*args, "train.epochs=1"]) == 0
+    assert "fan id_04 has no training clips: it cannot be judged" in caplog.text
+    assert "id_04: no AUC, left out of the mean, and no threshold" in capsys.readouterr().out

@@ -196,7 +196,10 @@ def test_another_rule_continues_the_same_study() -> None:
 @pytest.mark.parametrize(
     ("champion", "reason"),
     [
-        ({"machine_ids": ("id_00", "id_08")}, "also judges id_08, of which there is no clip"),
+        (
+            {"machine_ids": ("id_00", "id_08")},
+            "also judges id_08, of which there is no training clip",
+        ),
         (
             {"frontend": dataclasses.replace(FRONTEND, sample_rate=8000)},
             "hears 8000 Hz, these clips have 16000 Hz",
@@ -216,6 +219,50 @@ def test_ids_that_only_the_candidate_knows_are_left_out(compare: Callable[..., D
     decision = compare(make_detector(machine_ids=("id_00", "id_02")), candidate_of(PERFECT))
     assert decision.promoted
     assert "on the same 48 clips" in decision.reason
+
+
+def test_ids_that_the_champion_was_not_trained_on_are_left_out(
+    compare: Callable[..., Decision],
+) -> None:
+    champion = make_detector()
+    champion.untrained_ids = ("id_04",)
+    decision = compare(champion, candidate_of(PERFECT))
+    assert "on the same 48 clips" in decision.reason
+
+
+def test_a_candidate_that_an_id_did_not_train_does_not_replace_one_that_it_did(
+    compare: Callable[..., Decision],
+) -> None:
+    candidate = make_detector()
+    candidate.untrained_ids = ("id_04",)
+    decision = compare(make_detector(), candidate_of(PERFECT, candidate))
+    assert not decision.promoted
+    assert decision.reason == "version 1 also judges id_04, of which there is no training clip"
+
+
+def test_clips_that_trained_the_champion_count_for_neither(
+    compare: Callable[..., Decision],
+) -> None:
+    champion = make_detector()
+    champion.trained_on = PACK.digests[PACK.select("test", label=0)[:6]]
+    decision = compare(champion, candidate_of(PERFECT))
+    assert decision.comparison is not None
+    assert decision.comparison.n_clips == 72 - 6
+    assert "on the same 66 clips" in decision.reason
+    assert decision.reason.endswith("; test clips left out as they trained it: 6)")
+
+
+def test_a_champion_that_was_trained_on_every_normal_test_clip_stays(
+    compare: Callable[..., Decision],
+) -> None:
+    champion = make_detector()
+    champion.trained_on = PACK.digests[PACK.select("test", label=0)]
+    decision = compare(champion, candidate_of(PERFECT))
+    assert not decision.promoted
+    assert decision.reason == (
+        "no machine id has both labels among the test clips version 1 knows; "
+        "test clips left out as they trained it: 36"
+    )
 
 
 def test_a_champion_that_cannot_be_read_stays(compare: Callable[..., Decision]) -> None:

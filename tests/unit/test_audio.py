@@ -40,6 +40,17 @@ def test_floats_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
     assert read_clip(tmp_path / "a.wav", 16000).tolist() == [32767, -32768, 16384]
 
 
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("peak", [-2.1, 32767.0])
+def test_floats_far_beyond_full_scale_are_refused(tmp_path: Path, peak: float, rate: int) -> None:
+    """Clipped, they would be square waves."""
+    samples = np.tile([0.0, peak, peak / 3], 400)
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    expected = rf"a\.wav: .* in \[-1, 1\], got a peak of {abs(peak):g}: .*32768 if"
+    with pytest.raises(AudioError, match=expected):
+        read_clip(tmp_path / "a.wav", 16000)
+
+
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_another_rate_is_resampled(tmp_path: Path, rate: int) -> None:
     seconds = np.arange(rate) / rate

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from mimimi_core import detector as module
 from mimimi_core.detector import Detector, DetectorError, Member
 from mimimi_core.network import build_network
 from mimimi_core.scoring import Threshold
+from search.conclude import _write
 from tests.audio_fixtures import noise
 from tests.model_fixtures import NETWORK, tiny_config, tone_pack
 
 IDS = ("id_00", "id_02", "id_04")
+NAMES = ("detector.json", "weights.safetensors")
 WAVEFORMS = [noise(n, length)[:, 0] for n, length in enumerate((800, 300, 2000))]
 
 
@@ -35,6 +38,7 @@ def detector() -> Detector:
             "id_02": Threshold(value=99.0, false_alarm_rate=0.1, n_normals=3),
             "id_04": None,
         },
+        trained_on=np.array([0, 7, 2**64 - 1], np.uint64),
     )
 
 
@@ -52,6 +56,7 @@ def test_a_saved_detector_is_two_files_and_scores_the_same(
     assert [m.config for m in loaded.members] == [m.config for m in detector.members]
     for name in ("machine_type", "machine_ids", "thresholds"):
         assert getattr(loaded, name) == getattr(detector, name)
+    np.testing.assert_array_equal(loaded.trained_on, detector.trained_on)
     for machine_id in IDS:
         found, expected = (d.score(WAVEFORMS, machine_id) for d in (loaded, detector))
         assert found.dtype == np.float64
@@ -135,8 +140,9 @@ def test_a_model_of_before_ensembles_is_read(detector: Detector, folder: Path) -
     settings["params"] = member["params"]
     (folder / "detector.json").write_text(json.dumps(settings))
     weights = load_file(folder / "weights.safetensors")
-    plain = {name.removeprefix("0."): tensor for name, tensor in weights.items()}
+    plain = {name.removeprefix("0."): w for name, w in weights.items() if name != "trained_on"}
     save_file(plain, folder / "weights.safetensors")
+    assert len(Detector.load(folder).trained_on) == 0
     np.testing.assert_array_equal(
         Detector.load(folder).score(WAVEFORMS, "id_00"), detector.score(WAVEFORMS, "id_00")
     )
@@ -160,6 +166,51 @@ def test_a_failure_half_way_leaves_the_old_weights(
     np.testing.assert_array_equal(
         Detector.load(folder).score(WAVEFORMS, "id_00"), detector.score(WAVEFORMS, "id_00")
     )
+
+
+def _save(detector: Detector, folder: Path) -> None:
+    detector.save(folder)
+
+
+def _hand_over(detector: Detector, folder: Path) -> None:
+    """As a search does with what a worker saved."""
+    saved = folder.parent / "worker"
+    detector.save(saved)
+    _write({name: (saved / name).read_bytes() for name in NAMES}, folder)
+
+
+@pytest.mark.parametrize("save", [_save, _hand_over])
+@pytest.mark.parametrize("n_before", [0, 1, 2])
+def test_a_kill_half_way_through_never_mixes_two_detectors(
+    detector: Detector,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save: Callable[[Detector, Path], None],
+    n_before: int,
+) -> None:
+    """`n_before` of the renames in the folder still come about."""
+    old = detector.score(WAVEFORMS, "id_00")
+    with torch.no_grad():
+        detector.members[0].network.total_conv.bias.add_(torch.tensor([0.0, 3.0, 6.0]))
+    detector.thresholds = dict.fromkeys(IDS)
+    replace, n_renamed = Path.replace, 0
+
+    def killed(path: Path, target: Path) -> Path:
+        nonlocal n_renamed
+        n_renamed += target.parent == folder
+        if n_renamed > n_before:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        save(detector, folder)
+    try:
+        found = Detector.load(folder)
+    except DetectorError:
+        return  # no detector is told from one
+    is_old = np.array_equal(found.score(WAVEFORMS, "id_00"), old)
+    assert is_old == (found.thresholds["id_00"] is not None)
 
 
 def test_an_unknown_id_is_refused_with_the_known_ones(detector: Detector) -> None:

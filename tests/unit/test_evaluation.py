@@ -3,11 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mimimi_core.analysis import analyse
+from mimimi_core.clips import find_clips
 from mimimi_core.detector import Detector, DetectorError
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
+from mimimi_core.id_table import table
 from mimimi_core.metrics import youden_j
+from mimimi_core.pack import open_pack, pack_clips
 from mimimi_core.scoring import ClipScores, fit_threshold
 from mimimi_core.training import Training, held_out_normals
+from tests.audio_fixtures import write_mimii
 from tests.model_fixtures import CPU, make_detector, make_pack, resplit, tiny_config, tone_pack
 
 
@@ -59,7 +64,7 @@ def test_without_test_clips_there_is_an_evaluation_without_a_test(training: Trai
     assert found.dev == found.val
     assert len(found.test_scores.scores) == 0
     assert describe(found.test, "fan test_auc") == [
-        "fan test_auc: none, no machine id has both normal and anomalous clips there"
+        "fan test_auc: none, no trained machine id has both normal and anomalous clips there"
     ]
 
 
@@ -85,6 +90,27 @@ def test_a_description_names_the_ids_without_an_auc(training: Training) -> None:
     assert "id_02  no AUC, left out of the mean (5 normal, 0 anomalous)" in id_02
 
 
+def test_an_id_without_training_clips_has_no_auc_and_no_threshold(tmp_path: Path) -> None:
+    pack = tone_pack(n_ids=3, n_other=5)
+    of_id = np.flatnonzero((pack.splits == "train") & (pack.id_index == 1))
+    bare = Training(tiny_config(), resplit(pack, of_id, "holdout"), CPU)
+    build_detector([bare]).save(tmp_path)
+    detector = Detector.load(tmp_path)
+    assert (detector.untrained_ids, detector.judged_ids) == (("id_02",), ("id_00", "id_04"))
+    found = evaluate(detector, pack)  # whose splits say nothing of what trained the detector
+    for report in (found.val, found.test, found.dev):
+        assert report.without_auc == ("id_02",)
+        assert report.auc == pytest.approx(np.mean(list(report.aucs.values())))
+        assert report.worst_auc == min(report.aucs.values())
+    assert found.thresholds["id_02"] is None
+    line = describe(found.test, "test_auc")[2]
+    assert line == "  id_02  no AUC, left out of the mean (5 normal, 5 anomalous; none to train on)"
+    missing = [line for line in table(analyse(found)) if line.startswith("id_02: ")]
+    assert missing == [
+        "id_02: no AUC, left out of the mean, and no threshold: no clip of it trained the model"
+    ]
+
+
 def test_the_detector_scores_as_the_training_did(training: Training) -> None:
     pack, found = training.pack, judge(training)
     detector = build_detector([training])
@@ -104,6 +130,28 @@ def test_a_saved_detector_is_judged_as_the_training_was(training: Training, tmp_
     assert found.val_youden_j == expected.val_youden_j
     np.testing.assert_array_equal(found.test_labels, expected.test_labels)
     np.testing.assert_allclose(found.test_scores.nll, expected.test_scores.nll, atol=1e-5)
+
+
+def test_a_clip_that_trained_a_model_is_not_evaluated_once_anomalies_make_it_labelled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the MIMII layout as many normals are labelled as there are anomalies."""
+    data = write_mimii(tmp_path / "data", n_normal=12, n_abnormal=2)
+    first = open_pack(pack_clips(find_clips(data)["valve"], tmp_path / "packs"))
+    build_detector([Training(tiny_config(), first, CPU)]).save(tmp_path / "model")
+    detector = Detector.load(tmp_path / "model")
+    trained = {first.names[i] for i in first.select("train")}
+    assert evaluate(detector, first).dev.n_clips == 8
+    assert not caplog.text
+    write_mimii(data, n_normal=12, n_abnormal=6)
+    later = open_pack(pack_clips(find_clips(data)["valve"], tmp_path / "packs"))
+    labelled = np.concatenate([later.select("val"), later.select("test")])
+    moved = [i for i in labelled if later.names[i] in trained]
+    assert moved
+    found = evaluate(detector, later)
+    assert not set(moved) & set(found.test_scores.clips)
+    assert found.dev.n_clips == len(labelled) - len(moved)
+    assert f"left out, as they trained this model: {len(moved)}" in caplog.text
 
 
 def test_a_detector_judges_a_pack_of_some_of_its_ids() -> None:

@@ -10,7 +10,7 @@ from mimimi_core import table2
 from search.config import SpaceError, load_space
 from search.finalists import _combine, _figures, system_of
 from tests.doubles import space_file
-from tests.model_fixtures import tone_pack
+from tests.model_fixtures import resplit, tone_pack
 from tests.study_fixtures import new_study
 
 PACK = tone_pack(n_ids=2, n_other=6)
@@ -39,6 +39,14 @@ def test_figures_are_means_over_seeds_of_scikit_learns() -> None:
         assert found[name]["n_clips"] == clips.sum()
         low, high = found[name]["ci"]
         assert low < found[name]["auc"] < high
+
+
+def test_an_id_without_training_clips_counts_in_no_figure() -> None:
+    of_id = np.flatnonzero((PACK.splits == "train") & (PACK.id_index == 1))
+    found = _figures([nll(0)], resplit(PACK, of_id, "unused"))
+    for name, n_clips in (("test", 12), ("dev", 24)):
+        assert found[name]["without_auc"] == ["id_02"]
+        assert found[name]["n_clips"] == n_clips
 
 
 def test_an_ensemble_does_not_see_how_its_members_are_scaled() -> None:

@@ -1,8 +1,10 @@
+import dataclasses
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 from mimimi_core.audio import AudioError, read_clip
 from mimimi_core.clips import Clip, find_clips
 from mimimi_core.pack import PackError, open_pack, pack_clips
+from mimimi_core.splits import clip_digest
 from tests.audio_fixtures import (
     noise,
     real_clips,
@@ -40,6 +43,7 @@ def test_every_clip_is_there_bit_for_bit(tmp_path: Path, write: Callable[[Path],
     assert pack.machine_ids == tuple(sorted({clip.machine_id for clip in clips}))
     assert [pack.machine_ids[i] for i in pack.id_index] == [clip.machine_id for clip in clips]
     assert pack.labels.tolist() == [clip.label for clip in clips]
+    assert pack.digests.tolist() == [clip_digest(clip.path.read_bytes()) for clip in clips]
     for clip, start, length in zip(clips, pack.starts, pack.lengths, strict=True):
         read = read_clip(clip.path, 16000)
         np.testing.assert_array_equal(pack.samples[start : start + length], read)
@@ -133,6 +137,30 @@ def test_the_key_follows_the_files_and_the_rate(tmp_path: Path, clips: list[Clip
     paths.add(pack_clips(clips, packs))
     assert len(paths) == 5
     assert all(path.name.startswith("fan-") and len(path.stem) == 4 + 12 for path in paths)
+
+
+def test_data_sets_that_look_alike_have_packs_of_their_own(tmp_path: Path) -> None:
+    """Equal names, sizes and times of change, as of two data sets that one command wrote."""
+    packs, found = tmp_path / "packs", []
+    for name in ("first", "second"):
+        clips = find_clips(write_dcase2020(tmp_path / name))["fan"]
+        for clip in clips:
+            os.utime(clip.path, ns=(0, 0))
+        found.append(clips)
+    write_wav(found[1][0].path, noise(9))
+    os.utime(found[1][0].path, ns=(0, 0))
+    first, second = (open_pack(pack_clips(clips, packs)) for clips in found)
+    assert first.path != second.path
+    assert first.data_hash != second.data_hash
+
+
+@pytest.mark.parametrize("change", [{"machine_id": "id_99"}, {"label": 1}, {"part": "labelled"}])
+def test_the_key_follows_what_a_clip_is_taken_for(
+    tmp_path: Path, clips: list[Clip], change: dict[str, Any]
+) -> None:
+    other = [*clips[:-1], dataclasses.replace(clips[-1], **change)]
+    assert other != clips
+    assert pack_clips(clips, tmp_path / "packs") != pack_clips(other, tmp_path / "packs")
 
 
 def test_the_data_hash_follows_content_not_time_or_name(tmp_path: Path, clips: list[Clip]) -> None:

@@ -129,6 +129,7 @@ def test_the_protocol_says_what_the_figures_rest_on(folder: Path) -> None:
     assert "fan: 90 test clips, 180 dev clips; 3 seeds of each system; without AUC" in text
     assert "Selection, fan: the best 3 of 4 complete trials" in text  # an ensemble is no trial
     assert "Selection, mixer: none, every complete trial is here." in text
+    assert "Linear combination (Giri et al.): waveforms are combined, spectra in the paper" in text
 
 
 def test_the_report_has_the_table_and_prints_it(

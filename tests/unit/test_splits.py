@@ -87,6 +87,31 @@ def test_two_copies_of_a_recording_share_a_split(part: Part) -> None:
     assert splits[:20] == splits[20:40]
 
 
+@pytest.mark.parametrize("machine_id", ["id_00", "id_02"])
+def test_a_train_clip_whose_copy_is_labelled_is_left_out_and_said(
+    machine_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy under another id is the same recording, too."""
+    clips = [*_clips(20, "labelled"), *_clips(20, "train", 0, machine_id)]
+    digests = _digests(clips)
+    digests[22], digests[25] = digests[:2]
+    splits = assign_splits(clips, digests)
+    assert [i for i, split in enumerate(splits) if split == "unused"] == [22, 25]
+    assert set(splits[:20]) == {"val", "test"}
+    assert splits[20:].count("holdout") == 2  # of the 18 that are left
+    assert f"left out, as labelled ones are copies of them: 2, such as {clips[22].name}" in (
+        caplog.text
+    )
+
+
+def test_a_normal_that_is_a_copy_of_an_anomaly_does_not_train() -> None:
+    clips = [*_clips(40, "unsplit"), *_clips(3, "unsplit", 1)]
+    digests = _digests(clips)
+    largest = int(np.argmax(digests[:40]))
+    digests[40] = digests[largest]
+    assert assign_splits(clips, digests)[largest] == "unused"
+
+
 def test_mimii_labels_as_many_normals_as_anomalies() -> None:
     clips = [
         *_clips(100, "unsplit"),

@@ -207,7 +207,9 @@ def test_an_id_without_training_clips_is_no_obstacle(augment: AugmentConfig) -> 
     training = Training(tiny_config(augment), pack, CPU)
     metrics = training.run_epoch()
     assert np.isfinite(metrics["train_loss"])
-    assert "val_auc/id_02" in metrics
+    assert [name for name in metrics if "/" in name] == ["val_auc/id_00", "val_auc/id_04"]
+    of_others = [metrics["val_auc/id_00"], metrics["val_auc/id_04"]]
+    assert metrics["val_auc"] == pytest.approx(np.mean(of_others))
     clips = torch.from_numpy(pack.select("train"))
     _, target = training.batches.draw(clips, torch.Generator().manual_seed(0))
     assert target[:, 1].abs().max() == 0  # no crop is said to hold the id that none can hold
@@ -331,6 +333,22 @@ def test_id_swap_auc_compares_own_normals_with_those_that_claim_the_id() -> None
     aucs = [roc_auc_score(found.id_index != i, found.nll[:, i]) for i in range(3)]
     assert metrics["id_swap_auc"] == pytest.approx(np.mean(aucs))
     assert "val_auc" not in metrics
+
+
+def test_an_id_without_training_clips_is_no_part_of_an_objective() -> None:
+    pack = tone_pack(n_ids=3, n_other=4)
+    of_id = np.flatnonzero((pack.splits == "train") & (pack.id_index == 1))
+    pack = resplit(pack, of_id, "holdout")
+    training = Training(tiny_config(), pack, CPU)
+    training.run_epoch()
+    clips = np.concatenate([pack.select("holdout"), pack.select("val", label=0)])
+    clips = clips[pack.id_index[clips] != 1]
+    assert sorted(held_out_normals(pack)) == sorted(clips)
+    found = training.scores(clips)
+    aucs = [roc_auc_score(found.id_index != i, found.nll[:, i]) for i in (0, 2)]
+    assert training.id_swap_auc() == pytest.approx(np.mean(aucs))
+    anomalies_of_others = np.flatnonzero((pack.labels == 1) & (pack.id_index != 1))
+    assert objective_of(resplit(pack, anomalies_of_others, "unused")) == "id_swap_auc"
 
 
 def test_id_swap_auc_without_held_out_normals_says_what_to_add(pack: Pack) -> None:
