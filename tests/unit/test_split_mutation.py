@@ -63,6 +63,9 @@ def search(pack: Pack, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"objective": study.objective}
 
     files = SharedFiles(folder.parent)
+    stand_in = folder / "pack.arrow"  # whoever opens it is given `pack`
+    folder.mkdir(parents=True, exist_ok=True)
+    stand_in.touch()
 
     def config_of(number: int, place: str, seed: int) -> dict[str, Any]:
         return worker_config(
@@ -71,7 +74,7 @@ def search(pack: Pack, folder: Path) -> dict[str, Any]:
             SPACE,
             RESOURCES,
             files=files,
-            pack=str(pack.path),
+            pack=str(stand_in),
             checkpoint=place,
             seed=seed,
         )
