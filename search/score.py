@@ -54,7 +54,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _load(model: Path | None, machine_type: str, tracking_uri: str) -> Detector:
     if model is not None:
-        return Detector.load(model)
+        detector = Detector.load(model)
+        if detector.machine_type != machine_type:
+            raise DetectorError(
+                f"--machine-type must be {detector.machine_type!r}, that of the model in {model}, "
+                f"got {machine_type!r}: give that type, or another --model"
+            )
+        return detector
     from search.registry import Registry  # brings MLflow's model code, which costs a second
 
     check(tracking_uri, create=False)
