@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
             "%s has no threshold: fewer than two normal clips were held out; scores only",
             args.machine_id,
         )
-    writer = csv.writer(sys.stdout)
+    writer = csv.writer(sys.stdout, lineterminator="\n")  # "\r\n" would be part of a word
     writer.writerow(["clip", "machine_id", "score", "threshold", "decision"])
     for clip, score in zip(args.clips, scores, strict=True):
-        level = f"{threshold.value:.6f}" if threshold else ""
+        level = threshold.value if threshold else ""
         decision = detector.decide(float(score), args.machine_id) or ""
-        writer.writerow([clip, args.machine_id, f"{score:.6f}", level, decision])
+        writer.writerow([clip, args.machine_id, float(score), level, decision])
     return 0
 
 

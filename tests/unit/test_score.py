@@ -33,3 +33,14 @@ def test_a_model_of_another_type_is_refused(
     assert said.out == ""
     assert "--machine-type must be 'fan'" in said.err
     assert "got 'valve'" in said.err
+
+
+def test_figures_are_printed_in_full_in_lines_that_a_shell_reads(
+    model: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert run(model, write_wav(tmp_path / "a.wav", noise(0))) == 0
+    out = capfdbinary.readouterr().out.decode()
+    assert "\r" not in out
+    _, _, value, level, decision = out.splitlines()[1].split(",")
+    assert decision == "anomaly"
+    assert float(value) > float(level)  # as the decision says
