@@ -44,3 +44,15 @@ def test_figures_are_printed_in_full_in_lines_that_a_shell_reads(
     _, _, value, level, decision = out.splitlines()[1].split(",")
     assert decision == "anomaly"
     assert float(value) > float(level)  # as the decision says
+
+
+def test_clips_that_are_resampled_or_repeated_are_told_once_per_kind(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = [write_wav(tmp_path / f"fast{i}.wav", noise(i, 1600), rate=32000) for i in range(2)]
+    short = write_wav(tmp_path / "short.wav", noise(3, 100))
+    assert run(model, write_wav(tmp_path / "a.wav", noise(0)), *fast, short) == 0
+    assert caplog.messages == [
+        f"resampled to the model's 16000 Hz: 2 of 4 clips, such as {fast[0]}",
+        f"repeated, as shorter than the 288 samples of a crop: 1 of 4 clips, such as {short}",
+    ]
