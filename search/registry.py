@@ -150,10 +150,16 @@ class Registry:
 
     def machine_types(self) -> list[str]:
         """Machine types that have a registered model."""
-        prefix = model_name("")
+        prefix, found = model_name(""), []
+        token: str | None = None
         with store_errors(self._uri):
-            found = self._client.search_registered_models(f"name LIKE '{prefix}%'")
-        return sorted(model.name.removeprefix(prefix) for model in found)
+            while token != "":
+                page = self._client.search_registered_models(
+                    f"name LIKE '{prefix}%'", page_token=token
+                )
+                found += [model.name.removeprefix(prefix) for model in page]
+                token = page.token or ""
+        return sorted(found)
 
     def versions(self, machine_type: str) -> list[Version]:
         """All versions, the oldest first; none if nothing was ever registered."""
