@@ -28,8 +28,17 @@ def read_clip(source: Path | bytes, sample_rate: int, channel: int = 0) -> np.nd
     """
     if isinstance(source, bytes):
         return decode(source, sample_rate, channel)[0]
+    return read_file(source, sample_rate, channel)[0]
+
+
+def read_file(source: Path, sample_rate: int, channel: int = 0) -> tuple[np.ndarray, int]:
+    """`read_clip` of a file, with the rate in Hz that the file itself has.
+
+    Raises:
+        AudioError: As `read_clip`.
+    """
     try:
-        return decode(source.read_bytes(), sample_rate, channel)[0]
+        return decode(source.read_bytes(), sample_rate, channel)
     except OSError as error:
         raise AudioError(f"{source}: cannot be read: {error.strerror}") from error
     except AudioError as error:

@@ -15,6 +15,7 @@ from mimimi_core.synth import list_synthetic, write_synthetic
 logger = logging.getLogger(__name__)
 
 JOINT = "joint"  # machine type of a classifier for the ids of all types
+_NOT_IN_TYPES = (":", '"')
 Manifest = Mapping[str, Sequence[Clip]]  # machine type -> clips
 
 
@@ -41,8 +42,8 @@ def find_data(
         look_only: Do not write the embedded data set, only list what it would be.
 
     Raises:
-        DataError: A type is unknown, or has fewer than two machine ids to tell apart, or there is
-            nothing to join.
+        DataError: A type is unknown, or has a name that MLflow cannot hold, or fewer than two
+            machine ids to tell apart, or there is nothing to join.
         ManifestError: The folder holds no clips that we can place.
     """
     if folder is None:
@@ -63,6 +64,7 @@ def find_data(
                 f"--machine-types: {machine_type!r} is not in {folder}; there are "
                 f"{', '.join(found)}"
             )
+        _require_a_name(machine_type, folder)
         _require_sisters(machine_type, found[machine_type], folder)
     manifest = {machine_type: found[machine_type] for machine_type in chosen}
     return _join(manifest, folder) if joint else manifest
@@ -97,6 +99,17 @@ def pack_data(manifest: Manifest, out: Path) -> dict[str, Pack]:
             )
         packs[machine_type] = open_pack(path)
     return packs
+
+
+def _require_a_name(machine_type: str, folder: Path) -> None:
+    """MLflow's registry takes no ":" in the name of a model, and finds none that holds a quote."""
+    found = [character for character in _NOT_IN_TYPES if character in machine_type]
+    if found:
+        raise DataError(
+            f"{folder}: a machine type must not hold {' or '.join(_NOT_IN_TYPES)}, which MLflow's "
+            f"model registry cannot carry, got {machine_type!r}: rename its folder, or leave it "
+            "out with --machine-types"
+        )
 
 
 def _require_sisters(machine_type: str, clips: Sequence[Clip], folder: Path) -> None:

@@ -75,8 +75,8 @@ def score_finalists(
         for number, seeds in nll.items()
     ]
     for name, of_names in table2.ENSEMBLES.items():
-        members = [s["number"] for of in of_names for s in systems if s["system"] == of]
-        if len(members) == len(of_names):
+        members = _members(systems, of_names)
+        if members is not None:
             try:
                 seeds = _combine([nll[number] for number in members], pack)
             except EnsembleError as error:
@@ -90,6 +90,15 @@ def system_of(study: TypeStudy, number: int) -> str | None:
     """Name of a trial's system in the paper's table; None if it is not of it."""
     config = TrialConfig.from_params(all_params(study.trial(number)))
     return next((row.name for row in table2.SYSTEMS if row.describes(config)), None)
+
+
+def _members(systems: Sequence[Mapping[str, Any]], of_names: Sequence[str]) -> list[int] | None:
+    """Numbers of an ensemble's trials, the first of each system; None where one has none."""
+    numbers: dict[str, int] = {}
+    for system in systems:
+        numbers.setdefault(system["system"], system["number"])
+    members = [numbers[name] for name in of_names if name in numbers]
+    return members if len(members) == len(of_names) else None
 
 
 def _nll(root: str, state: str, pack: str, threads: int) -> np.ndarray:

@@ -53,4 +53,4 @@ def links(
         query = f'?runs=[{runs}]&experiments=["{experiment_id}"]&{_MODE}'
         if len(run_ids) > 1:
             lines.append(f"{base}/#/compare-runs{quote(query, safe='?=&,')}")
-    return lines + [f"{base}/#/models/{name}" for name in model_names]
+    return lines + [f"{base}/#/models/{quote(name, safe='')}" for name in model_names]

@@ -83,7 +83,7 @@ class Progress:
     def _eta(self) -> str:
         """Time left at the pace so far."""
         done = self._n_done() - self._done_before
-        if not done:
+        if done <= 0:  # less than nothing where trials that had paused go on
             return "?"
         left = sum(study.n_left(self._n_trials) for study in self._studies.values())
         seconds = (time.monotonic() - self._started) / done * left

@@ -5,6 +5,7 @@ Speaks MLflow as `search/tracking.py` does, which must be imported first: it set
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -26,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
 _DETECTOR = "detector"  # folder of the weights inside a registered model's `data`
+_NOT_IN_LOGGED_MODELS = r"[/:.%\"']"  # MLflow refuses it there, most of it not in registered models
 _REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "soundfile")
 
 
@@ -81,7 +83,7 @@ class Registry:
         """
         with store_errors(self._uri):
             name, digest = model_name(machine_type), _digest(model_folder)
-            for version in self._client.search_model_versions(f"name = '{name}'"):
+            for version in self._client.search_model_versions(f'name = "{name}"'):
                 if (version.run_id, version.tags.get("weights")) == (run_id, digest):
                     return int(version.version)
             values = {k: float(v) for k, v in metrics.items() if v is not None}
@@ -148,15 +150,21 @@ class Registry:
 
     def machine_types(self) -> list[str]:
         """Machine types that have a registered model."""
-        prefix = model_name("")
+        prefix, found = model_name(""), []
+        token: str | None = None
         with store_errors(self._uri):
-            found = self._client.search_registered_models(f"name LIKE '{prefix}%'")
-        return sorted(model.name.removeprefix(prefix) for model in found)
+            while token != "":
+                page = self._client.search_registered_models(
+                    f"name LIKE '{prefix}%'", page_token=token
+                )
+                found += [model.name.removeprefix(prefix) for model in page]
+                token = page.token or ""
+        return sorted(found)
 
     def versions(self, machine_type: str) -> list[Version]:
         """All versions, the oldest first; none if nothing was ever registered."""
         with store_errors(self._uri):
-            found = self._client.search_model_versions(f"name = '{model_name(machine_type)}'")
+            found = self._client.search_model_versions(f'name = "{model_name(machine_type)}"')
         versions = [
             Version(
                 number=int(v.version),
@@ -224,7 +232,10 @@ class Registry:
 
         run = self._client.get_run(run_id)
         model = self._client.create_logged_model(
-            run.info.experiment_id, name, run_id, params=run.data.params
+            run.info.experiment_id,
+            re.sub(_NOT_IN_LOGGED_MODELS, "-", name),
+            run_id,
+            params=run.data.params,
         )
         with tempfile.TemporaryDirectory() as scratch:
             data = shutil.copytree(model_folder, Path(scratch) / _DETECTOR)

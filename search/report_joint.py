@@ -17,8 +17,8 @@ def joint_section(types: Sequence[TypeFacts]) -> Section | None:
     per_id = {facts.machine_type: facts.outcome.get("test_per_id", ()) for facts in types}
     rows = []
     for machine_type, own in per_id.items():
-        mark = f"{machine_type}_"
-        theirs = [row for row in per_id.get(JOINT, ()) if row["machine_id"].startswith(mark)]
+        names = {f"{machine_type}_{row['machine_id']}" for row in own}
+        theirs = [row for row in per_id.get(JOINT, ()) if row["machine_id"] in names]
         if machine_type != JOINT and own and theirs:
             rows.append((machine_type, *_mean(own), *_mean(theirs)))
     if not rows:

@@ -5,6 +5,7 @@ There is such a table where all finalists met the test (`confirmation.test: all`
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,19 +102,20 @@ def build_table(types: Sequence[TypeFacts]) -> Table | None:
 
 def _ours(types: Sequence[TypeFacts], clips: str) -> Iterator[Line]:
     """A line per system, those of the paper's table first and in its order."""
+    known = [row.name for row in table2.SYSTEMS] + list(table2.ENSEMBLES)
+    order = {name: place for place, name in enumerate(known)}
     found: dict[str, dict[str, Cell]] = {}
+    places: dict[str, int] = {}
     for facts in types:
-        for system in facts.systems:
-            name = system["system"] or _differing(facts, system["number"])
+        for name, system in zip(_names(facts), facts.systems, strict=True):
+            places[name] = order.get(system["system"], len(order))
             figures = system[clips]
             found.setdefault(name, {})[facts.machine_type] = Cell(
                 auc=_figure(figures["auc"], figures["ci"], figures["auc_of_seeds"]),
                 pauc=_figure(figures["pauc"], figures["pauc_ci"], figures["pauc_of_seeds"]),
                 n_clips=figures["n_clips"],
             )
-    known = [row.name for row in table2.SYSTEMS] + list(table2.ENSEMBLES)
-    order = {name: place for place, name in enumerate(known)}
-    for name in sorted(found, key=lambda name: (order.get(name, len(order)), name)):
+    for name in sorted(found, key=lambda name: (places[name], name)):
         yield Line(system=name, source=_OURS, clips=clips, cells=found[name])
 
 
@@ -123,6 +125,24 @@ def _figure(
     if value is None:
         return None
     return Figure(value=value, ci=None if ci is None else (ci[0], ci[1]), of_seeds=tuple(of_seeds))
+
+
+def _names(facts: TypeFacts) -> list[str]:
+    """A name for each system: the paper's, with what differs where several finalists have it."""
+    own = Counter(system["system"] for system in facts.systems)
+    names = []
+    for system in facts.systems:
+        name, number = system["system"], system["number"]
+        if name is None:
+            name = _differing(facts, number)
+        elif own[name] > 1:
+            name = f"{name} ({_differing(facts, number)})"
+        names.append(name)
+    repeated = Counter(names)
+    return [
+        f"{name}, trial {system['number']}" if repeated[name] > 1 else name
+        for name, system in zip(names, facts.systems, strict=True)
+    ]
 
 
 def _differing(facts: TypeFacts, number: int) -> str:

@@ -11,9 +11,12 @@ import csv
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from mimimi_core.audio import AudioError, read_clip
+import numpy as np
+
+from mimimi_core.audio import AudioError, read_file
 from mimimi_core.detector import Detector, DetectorError
 from search.tracking import TrackingError, check
 
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         detector = _load(args.model, args.machine_type, args.tracking_uri)
-        waveforms = [read_clip(clip, detector.sample_rate) for clip in args.clips]
+        waveforms = _read(args.clips, detector)
         scores = detector.score(waveforms, args.machine_id)
     except (AudioError, DetectorError, TrackingError) as error:
         print(error, file=sys.stderr)
@@ -43,18 +46,45 @@ def main(argv: list[str] | None = None) -> int:
             "%s has no threshold: fewer than two normal clips were held out; scores only",
             args.machine_id,
         )
-    writer = csv.writer(sys.stdout)
+    writer = csv.writer(sys.stdout, lineterminator="\n")  # "\r\n" would be part of a word
     writer.writerow(["clip", "machine_id", "score", "threshold", "decision"])
     for clip, score in zip(args.clips, scores, strict=True):
-        level = f"{threshold.value:.6f}" if threshold else ""
+        level = threshold.value if threshold else ""
         decision = detector.decide(float(score), args.machine_id) or ""
-        writer.writerow([clip, args.machine_id, f"{score:.6f}", level, decision])
+        writer.writerow([clip, args.machine_id, float(score), level, decision])
     return 0
+
+
+def _read(clips: Sequence[Path], detector: Detector) -> list[np.ndarray]:
+    """The clips as the detector hears them; says of which it is not quite what was recorded."""
+    read = [read_file(clip, detector.sample_rate) for clip in clips]
+    shortest = max(member.config.frontend.crop_samples for member in detector.members)
+    for what, concerned in (
+        (
+            f"resampled to the model's {detector.sample_rate} Hz",
+            [rate != detector.sample_rate for _, rate in read],
+        ),
+        (
+            f"repeated, as shorter than the {shortest} samples of a crop",
+            [len(waveform) < shortest for waveform, _ in read],
+        ),
+    ):
+        if any(concerned):
+            example = clips[concerned.index(True)]
+            n = sum(concerned)
+            logger.warning("%s: %d of %d clips, such as %s", what, n, len(clips), example)
+    return [waveform for waveform, _ in read]
 
 
 def _load(model: Path | None, machine_type: str, tracking_uri: str) -> Detector:
     if model is not None:
-        return Detector.load(model)
+        detector = Detector.load(model)
+        if detector.machine_type != machine_type:
+            raise DetectorError(
+                f"--machine-type must be {detector.machine_type!r}, that of the model in {model}, "
+                f"got {machine_type!r}: give that type, or another --model"
+            )
+        return detector
     from search.registry import Registry  # brings MLflow's model code, which costs a second
 
     check(tracking_uri, create=False)

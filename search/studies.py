@@ -59,7 +59,7 @@ class TypeStudy:
         seed: Of the whole search.
         identity: What must not change under one name: the data, the budgets of a trial. Its
             `parameters` may, as long as the space holds every trial that there is.
-        offers: Configurations to begin with.
+        offers: Gives configurations to begin with; called only where the study has noted none.
         excesses: Parameters -> by how much a trial exceeds each limit; above 0 it is not run.
         cost: Parameters -> second objective, minimised.
         lag: Hide from a trial what the `lag - 1` trials before it do, whether they have ended or
@@ -80,7 +80,7 @@ class TypeStudy:
         sampler: SamplerConfig,
         seed: int,
         identity: Mapping[str, Any],
-        offers: Sequence[Offer] = (),
+        offers: Callable[[], Sequence[Offer]] = tuple,
         excesses: Callable[[Params], Mapping[str, float]] = lambda params: {},
         cost: Callable[[Params], float] | None = None,
         lag: int | None = None,
@@ -100,7 +100,7 @@ class TypeStudy:
         if self.noted(_UID) is None:
             self.note(_UID, uuid4().hex)
         if self.noted("offers") is None:
-            self.note("offers", self._fitting(offers))
+            self.note("offers", self._fitting(offers()))
         self._grid = list(space.grid()) if sampler.name == "grid" else None
 
     @property

@@ -46,6 +46,7 @@ __all__ = ["SharedFilesError", "StudyError", "TrackingError", "run_study"]
 logger = logging.getLogger(__name__)
 
 _FLUSH_S = 60.0  # how long the end of a search waits for a slow tracker
+_SHARE_OF_OTHERS = 4  # at most one trial of so many begins as another type's champion
 _COMPARED = 5  # best trials of a machine type that are offered side by side
 
 
@@ -193,7 +194,11 @@ def _open_study(
         sampler=space_file.sampler,
         seed=options.seed,
         identity={**settings, "data": pack.data_hash},
-        offers=offers(registry, pack.machine_type) if space_file.sampler.warm_start else (),
+        offers=lambda: (
+            offers(registry, pack.machine_type, options.trials // _SHARE_OF_OTHERS)
+            if space_file.sampler.warm_start
+            else ()
+        ),
         excesses=lambda params: excesses(limits, params, n_ids),
         cost=None if cost is None else lambda params: cost_of(cost, params, n_ids),
         lag=options.parallel if options.deterministic else None,

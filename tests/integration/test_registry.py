@@ -75,6 +75,23 @@ def test_registered_detector_is_versioned_promoted_and_fetched(
     assert registry.champion("fan")[0] == 1
 
 
+@pytest.mark.parametrize("machine_type", ["pump_1.5kW", "fan's", "50 % (left)+#?"])
+def test_any_name_of_a_type_is_registered_and_found_again(
+    sqlite_uri: str, tmp_path: Path, detector_folder: Path, machine_type: str
+) -> None:
+    tracker, registry = Tracker(sqlite_uri, tmp_path / "artifacts", "study"), Registry(sqlite_uri)
+    run_id = tracker.parent_run(machine_type)
+    assert [registry.register(machine_type, detector_folder, run_id, {}, {}) for _ in "ab"] == [
+        1,
+        1,
+    ]
+    registry.set_champion(machine_type, 1)
+    assert registry.machine_types() == [machine_type]
+    assert [version.number for version in registry.versions(machine_type)] == [1]
+    folder = registry.download_champion(machine_type, tmp_path / "champion")
+    assert Detector.load(folder).machine_ids == ("id_00", "id_02")
+
+
 def test_registered_detector_predicts_with_the_code_it_carries(
     sqlite_uri: str, tmp_path: Path, detector_folder: Path
 ) -> None:

@@ -145,6 +145,19 @@ def test_a_long_trial_is_written_in_pieces(sqlite_uri: str, tmp_path: Path) -> N
     assert [step for step, *_ in points(sqlite_uri, run_id, "val_auc")] == list(range(1, 701))
 
 
+def test_figures_of_any_machine_id_are_written(sqlite_uri: str, tmp_path: Path) -> None:
+    tracker = Tracker(sqlite_uri, tmp_path, "study")
+    figures = {"val_auc/id_3(left)": 0.5, "val_auc/id_3[left]": 0.6, "val_auc/id_3.5 à": 0.7}
+    trial = make_trial(
+        0, TrialState.RUNNING, 0, **{"epoch/1": figures | {"timestamp_ms": EPOCH_MS}}
+    )
+    tracker.log_trial("fan", trial)
+    metrics = runs_of(tracker, sqlite_uri)["fan/0"].data.metrics
+    assert metrics.pop("val_auc/id_3.5 à") == 0.7  # as it is, where MLflow takes it
+    assert sorted(metrics.values()) == [0.5, 0.6]
+    assert all(name.startswith("val_auc/id_3-left--") for name in metrics)
+
+
 @pytest.mark.parametrize("fails", ["before", "after"])
 @pytest.mark.parametrize("request_name", ["create_run", "log_batch", "set_terminated"])
 def test_a_failed_request_leaves_no_duplicate(
@@ -237,7 +250,7 @@ def test_files_become_artifacts(uri: str, study: str, tmp_path: Path) -> None:
 def test_links_lead_to_experiment_comparison_and_models(sqlite_uri: str, tmp_path: Path) -> None:
     tracker = Tracker(sqlite_uri, tmp_path, "study")
     tracker.log_trial("fan", make_trial(0, TrialState.COMPLETE, 1))
-    lines = tracker.links({"fan": ["a", "b"]}, ["mimimi-fan"])
+    lines = tracker.links({"fan": ["a", "b"]}, ["mimimi-fan", "mimimi-50 % #1"])
     assert lines[0] == f"mlflow ui --backend-store-uri {sqlite_uri}"
     assert f"/#/experiments/{tracker.experiment_id}/runs?viewStateShareKey=trials" in lines[1]
     assert (
@@ -245,6 +258,7 @@ def test_links_lead_to_experiment_comparison_and_models(sqlite_uri: str, tmp_pat
         f"&experiments=%5B%22{tracker.experiment_id}%22%5D"
     ) in lines[2]
     assert lines[3].endswith("/#/models/mimimi-fan")
+    assert lines[4].endswith("/#/models/mimimi-50%20%25%20%231")
 
     experiment = MlflowClient(sqlite_uri).get_experiment(tracker.experiment_id)
     columns = json.loads(experiment.tags["mlflow.sharedViewState.trials"])["selectedColumns"]

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from mimimi_core import table2
 from search.config import SpaceError, load_space
-from search.finalists import _combine, _figures, system_of
+from search.finalists import _combine, _figures, _members, system_of
 from tests.doubles import space_file
 from tests.model_fixtures import resplit, tone_pack
 from tests.study_fixtures import new_study
@@ -90,3 +90,9 @@ def test_testing_all_needs_finalists(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="top must be >= 1, got 0"):
         load_space(file)
     assert space_file().confirmation.test == "winner"  # one look, unless somebody asks for more
+
+
+def test_an_ensemble_takes_the_best_of_each_of_its_systems() -> None:
+    systems = [{"number": n, "system": name} for n, name in ((4, "a"), (2, "a"), (7, "b"))]
+    assert _members(systems, ("a", "b")) == [4, 7]
+    assert _members(systems, ("a", "c")) is None  # not two of one

@@ -140,3 +140,8 @@ def test_the_csv_has_the_same_figures_in_full(analysis: Analysis, tmp_path: Path
     assert rows["mean"]["auc"] == "0.7"
     assert first["val_youden_j"] == "0.75"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["per_id.csv"]
+
+
+def test_the_lines_of_the_csv_end_as_a_shell_expects(analysis: Analysis, tmp_path: Path) -> None:
+    write_csv(analysis, tmp_path / "per_id.csv")
+    assert b"\r" not in (tmp_path / "per_id.csv").read_bytes()

@@ -73,7 +73,7 @@ def test_the_report_sets_both_side_by_side(tmp_path: Path) -> None:
     theirs = [
         dict(row, machine_id=f"fan_{row['machine_id']}", auc=row["auc"] and 0.6) for row in own
     ]
-    other = [dict(own[0], machine_id="pump_id_00")]
+    other = [dict(own[0], machine_id=name) for name in ("pump_id_00", "fan_big_id_00")]
     joint = make_study(tmp_path / "s", JOINT)
     joint.set_user_attr("outcome", OUTCOME | {"test_per_id": theirs + other})
     section = joint_section(read_facts(tmp_path / "s"))

@@ -115,3 +115,19 @@ def test_time_left_counts_from_this_run_and_never_below_nothing(
         progress.on_trial("valve", valve.finish(number, TrialState.COMPLETE, value=0.7))
     assert "(1 of 2 trials, 20 s left)" in caplog.messages[0]
     assert "(2 of 2 trials, 0 s left)" in caplog.messages[1]
+
+
+def test_trials_that_wake_up_leave_no_time_below_nothing(
+    studies: dict[str, TypeStudy], clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fan = studies["fan"]
+    for number in range(2):
+        start(fan, 0.6)
+        fan.pause(number)
+    progress = Progress(studies, 4, 3, lambda: "0.50 core-hours spent")
+    clock[0] = 20.0
+    for number in range(2):
+        fan.go_on(number)
+    progress.on_trial("fan", fan.finish(0, TrialState.COMPLETE, value=0.6))
+    assert "(1 of 4 trials, ? left)" in caplog.messages[0]

@@ -159,3 +159,15 @@ def test_without_tested_finalists_there_is_no_table(tmp_path: Path) -> None:
     make_study(tmp_path / "s")
     assert build_table(read_facts(tmp_path / "s")) is None
     assert not (write_report(tmp_path / "s") / "systems.md").exists()
+
+
+def test_systems_of_one_name_are_all_there_and_told_apart(tmp_path: Path) -> None:
+    name = table2.ROWS[0].name
+    aucs = (0.9, 0.8, 0.7)
+    write_study(tmp_path / "s", "fan", *[system(n, name, auc) for n, auc in enumerate(aucs)])
+    table = build_table(read_facts(tmp_path / "s"))
+    assert table is not None
+    lines = table.of("test", "this study")
+    assert len({line.system for line in lines}) == 3
+    assert all(line.system.startswith(f"{name} (train.lr=") for line in lines)
+    assert {line.cells["fan"].auc.value for line in lines} == set(aucs)

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SamplerConfig
 from search.space import Params, all_params
-from search.studies import StudyError, TypeStudy
+from search.studies import Offer, StudyError, TypeStudy
 from tests import study_fixtures
 from tests.doubles import PARAMETERS, level_of, space_file
 
@@ -81,7 +81,7 @@ class TestOffers:
     SECOND: Params = {"train.lr": 1e-2, "network.attention": True, "network.depth": 4}
 
     def test_come_first_and_say_where_they_come_from(self) -> None:
-        study = new_study(offers=[("paper", self.FIRST), ("champion", self.SECOND)])
+        study = new_study(offers=lambda: [("paper", self.FIRST), ("champion", self.SECOND)])
         trials = [study.ask() for _ in range(3)]
         assert all_params(trials[0]) == self.FIRST
         assert all_params(trials[1]) == self.SECOND | {"network.attention_expansion": 4}  # default
@@ -91,21 +91,25 @@ class TestOffers:
         outside = self.FIRST | {"train.lr": 1.0}
         unknown = self.FIRST | {"network.channels": 7}  # no parameter here, and not its default
         study = new_study(
-            offers=[("a", outside), ("b", unknown), ("c", self.FIRST), ("d", self.FIRST)]
+            offers=lambda: [("a", outside), ("b", unknown), ("c", self.FIRST), ("d", self.FIRST)]
         )
         assert study.ask().user_attrs["origin"] == "c"
         assert "origin" not in study.ask().user_attrs
 
     def test_stay_those_of_the_first_run(self) -> None:
         storage = InMemoryStorage()
-        new_study(storage, offers=[("paper", self.FIRST)])
-        study = new_study(storage, offers=[("champion", self.SECOND)])
+        new_study(storage, offers=lambda: [("paper", self.FIRST)])
+
+        def again() -> list[Offer]:
+            raise AssertionError("the study has noted its offers")
+
+        study = new_study(storage, offers=again)
         assert study.ask().user_attrs["origin"] == "paper"
         assert "origin" not in study.ask().user_attrs
 
     def test_too_dear_are_not_run(self) -> None:
         study = new_study(
-            offers=[("dear", self.SECOND), ("paper", self.FIRST)], excesses=over(5e-3)
+            offers=lambda: [("dear", self.SECOND), ("paper", self.FIRST)], excesses=over(5e-3)
         )
         assert study.ask().user_attrs["origin"] == "paper"
         assert study.n_infeasible() == 1
