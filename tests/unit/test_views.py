@@ -107,6 +107,16 @@ def test_nothing_is_made_up_where_no_complete_trial_tells() -> None:
     assert pruned.state == TrialState.PRUNED
 
 
+def test_a_failed_trial_is_as_bad_as_any_to_who_would_overlook_it(study: TypeStudy) -> None:
+    number = study.ask().number
+    study.record_epoch(number, 1, {}, 0.7)  # good, until its loss is not finite
+    study.finish(number, TrialState.FAIL, reason="non-finite: in epoch 2")
+    failed = shown(study, whole=True)[number]
+    assert (failed.state, failed.value) == (TrialState.COMPLETE, 0.6)
+    failed = shown(study, whole=False)[number]
+    assert (failed.state, failed.values) == (TrialState.FAIL, None)
+
+
 @pytest.mark.parametrize(
     ("name", "parameter", "value"),
     [
