@@ -37,7 +37,7 @@ class View:
 
     def __init__(self, space: Space, *, with_cost: bool = False) -> None:
         self._space, self._with_cost = space, with_cost
-        # Of known trials, by number: most stay as they are, and a study is shown again and again.
+        # By number: a study is shown again and again, and what has ended stays as it is.
         self._constraints: dict[int, dict[str, float]] = {}
         self._copies: dict[int, tuple[object, FrozenTrial]] = {}  # the last copy, and of what
 
@@ -83,29 +83,33 @@ class View:
         drawn.user_attrs["fixed"] = {k: v for k, v in params.items() if k not in drawn.params}
         return drawn
 
+    def _constraints_of(self, trial: FrozenTrial) -> dict[str, float]:
+        if not trial.state.is_finished():  # a paused one may still run out of memory
+            return trial.constraints
+        if trial.number not in self._constraints:
+            self._constraints[trial.number] = trial.constraints
+        return self._constraints[trial.number]
+
     def _shown(
         self, seen: Sequence[FrozenTrial], hidden: frozenset[int], whole: bool
     ) -> Iterator[FrozenTrial]:
         known = [t for t in seen if t.number not in hidden and _is_known(t)]
-        for trial in known:
-            if trial.number not in self._constraints or not trial.state.is_finished():
-                self._constraints[trial.number] = trial.constraints
-        names = frozenset(name for trial in known for name in self._constraints[trial.number])
+        constraints = {trial.number: self._constraints_of(trial) for trial in known}
+        names = frozenset(name for of_trial in constraints.values() for name in of_trial)
         complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
         worst = [min((t.values[0] for t in complete), default=0.0)]
         if self._with_cost:
             worst.append(max((t.user_attrs[COST] for t in complete), default=0.0))
-        ended = {trial.number for trial in known}
         gains = _gains(complete) if whole else {}
         for trial in seen:
-            if trial.number not in ended:
+            if trial.number not in constraints:
                 yield _running(self._space, trial, whole)
                 continue
             gain = None
             was_stopped = trial.state in (TrialState.PRUNED, TrialState.RUNNING)  # or is paused
             if whole and was_stopped and trial.intermediate_values:
                 gain = gains.get(max(trial.intermediate_values))
-            is_good = all(excess <= 0 for excess in self._constraints[trial.number].values())
+            is_good = all(excess <= 0 for excess in constraints[trial.number].values())
             if whole and trial.state == TrialState.FAIL:
                 # Its like would mostly fail again, and who overlooks it would suggest them again.
                 is_good = False
