@@ -323,7 +323,8 @@ def grid_values(parameter: Parameter) -> list[Scalar] | None:
         case FloatParameter(low=low, high=high, step=step):
             if step is None:
                 return [low] if low == high else None
-            return [low + i * step for i in range(round((high - low) / step) + 1)]
+            n_steps = round((high - low) / step)
+            return [min(high, low + i * step) for i in range(n_steps + 1)]  # rounding overshoots
         case IntParameter(low=low, high=high, step=step):
             return list(range(low, high + 1, step or 1))
         case _:

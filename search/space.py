@@ -63,17 +63,17 @@ class Space:
 
         Returns:
             None if the space does not hold it: a value lies outside its range, or a setting that
-            is no parameter here differs from its default.
+            is no active parameter here differs from its default.
         """
         wanted = {**DEFAULTS, **settings}
-        if any(wanted[n] != DEFAULTS[n] for n in DEFAULTS if n not in self.parameters):
-            return None
         params: Params = {}
         for name, parameter in self.parameters.items():
             if _is_active(parameter, params):
                 if not _holds(parameter, wanted[name]):
                     return None
                 params[name] = wanted[name]
+        if any(wanted[name] != DEFAULTS[name] for name in DEFAULTS if name not in params):
+            return None
         return params
 
     def grid(self) -> Iterator[Params]:
@@ -154,7 +154,9 @@ def _holds(parameter: Parameter, value: Any) -> bool:
             is_free = isinstance(parameter, FloatParameter) and step is None
             return low <= value <= high and (is_free or math.isclose(n_steps, round(n_steps)))
         case CategoricalParameter(choices=choices):
-            return any(type(c) is type(value) and c == value for c in choices)
+            # YAML's 0 is the default 0.0, but no false.
+            same_kind = [c for c in choices if isinstance(c, bool) == isinstance(value, bool)]
+            return value in same_kind
         case BoolParameter():
             return isinstance(value, bool)
         case FixedParameter(value=fixed):

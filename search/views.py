@@ -37,7 +37,7 @@ class View:
 
     def __init__(self, space: Space, *, with_cost: bool = False) -> None:
         self._space, self._with_cost = space, with_cost
-        # Of known trials, by number: most stay as they are, and a study is shown again and again.
+        # By number: a study is shown again and again, and what has ended stays as it is.
         self._constraints: dict[int, dict[str, float]] = {}
         self._copies: dict[int, tuple[object, FrozenTrial]] = {}  # the last copy, and of what
 
@@ -58,8 +58,8 @@ class View:
             hidden: Numbers of those whose reports it must not know: to the sampler they still run.
             given: Parameters to take instead of the sampler's.
             whole: Show trials as a sampler wants them that models only what is the same in all of
-                them and is complete: inactive parameters have a neutral value, and a trial that was
-                stopped early has the value to be expected of it.
+                them and is complete: inactive parameters have a neutral value, a trial that was
+                stopped early has the value to be expected of it, and one that failed the worst.
         """
         directions = ["maximize", "minimize"] if self._with_cost else ["maximize"]
         study = optuna.create_study(sampler=sampler, directions=directions)  # type: ignore[arg-type]
@@ -83,33 +83,41 @@ class View:
         drawn.user_attrs["fixed"] = {k: v for k, v in params.items() if k not in drawn.params}
         return drawn
 
+    def _constraints_of(self, trial: FrozenTrial) -> dict[str, float]:
+        if not trial.state.is_finished():  # a paused one may still run out of memory
+            return trial.constraints
+        if trial.number not in self._constraints:
+            self._constraints[trial.number] = trial.constraints
+        return self._constraints[trial.number]
+
     def _shown(
         self, seen: Sequence[FrozenTrial], hidden: frozenset[int], whole: bool
     ) -> Iterator[FrozenTrial]:
         known = [t for t in seen if t.number not in hidden and _is_known(t)]
-        for trial in known:
-            if trial.number not in self._constraints or not trial.state.is_finished():
-                self._constraints[trial.number] = trial.constraints
-        names = frozenset(name for trial in known for name in self._constraints[trial.number])
+        constraints = {trial.number: self._constraints_of(trial) for trial in known}
+        names = frozenset(name for of_trial in constraints.values() for name in of_trial)
         complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
         worst = [min((t.values[0] for t in complete), default=0.0)]
         if self._with_cost:
             worst.append(max((t.user_attrs[COST] for t in complete), default=0.0))
-        ended = {trial.number for trial in known}
         gains = _gains(complete) if whole else {}
         for trial in seen:
-            if trial.number not in ended:
+            if trial.number not in constraints:
                 yield _running(self._space, trial, whole)
                 continue
             gain = None
-            if whole and trial.state != TrialState.COMPLETE and trial.intermediate_values:
+            was_stopped = trial.state in (TrialState.PRUNED, TrialState.RUNNING)  # or is paused
+            if whole and was_stopped and trial.intermediate_values:
                 gain = gains.get(max(trial.intermediate_values))
-            is_feasible = all(excess <= 0 for excess in self._constraints[trial.number].values())
+            is_good = all(excess <= 0 for excess in constraints[trial.number].values())
+            if whole and trial.state == TrialState.FAIL:
+                # Its like would mostly fail again, and who overlooks it would suggest them again.
+                is_good = False
             paused = paused_after(trial)
-            key = (names, whole, gain, None if is_feasible else worst, trial.state, paused)
+            key = (names, whole, gain, None if is_good else worst, trial.state, paused)
             known_key, copy = self._copies.get(trial.number, (None, trial))
             if known_key != key:
-                copy = _ended(self._space, trial, names, worst, whole, gain)
+                copy = _ended(self._space, trial, names, worst, whole, gain, is_good)
                 self._copies[trial.number] = (key, copy)
             yield copy
 
@@ -141,10 +149,6 @@ def _is_known(trial: FrozenTrial) -> bool:
     return trial.state != TrialState.RUNNING or paused_after(trial) is not None
 
 
-def _is_feasible(trial: FrozenTrial) -> bool:
-    return all(excess <= 0 for excess in trial.constraints.values())
-
-
 def _running(space: Space, trial: FrozenTrial, whole: bool) -> FrozenTrial:
     """A copy without anything that was reported."""
     attributes = {k: v for k, v in trial.system_attrs.items() if not k.startswith(_CONSTRAINT)}
@@ -159,19 +163,20 @@ def _ended(
     worst: Sequence[float],
     whole: bool,
     gain: float | None,
+    is_good: bool,
 ) -> FrozenTrial:
     """A copy with what samplers read, and nothing that some of them stumble over.
 
-    Every trial has the same constraints, as the Gaussian process wants. One that breaks a
-    constraint is complete with the worst values, for most samplers overlook all others.
+    Every trial has the same constraints, as the Gaussian process wants. One that is not good, such
+    as one that breaks a constraint, is complete with the worst values, for most samplers overlook
+    all others.
     """
-    is_feasible = _is_feasible(trial)
-    state = trial.state if is_feasible else TrialState.COMPLETE
+    state = trial.state if is_good else TrialState.COMPLETE
     if state == TrialState.RUNNING:  # paused: for the sampler as if it had been stopped
         state = TrialState.PRUNED
     values = None
     if state == TrialState.COMPLETE:
-        own = [trial.values[0], trial.user_attrs.get(COST)] if is_feasible else worst
+        own = [trial.values[0], trial.user_attrs.get(COST)] if is_good else worst
         values = own[: len(worst)]
     elif gain is not None:
         state = TrialState.COMPLETE

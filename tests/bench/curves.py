@@ -68,14 +68,18 @@ class Curves:
     def best_of_random(self, n_trials: int) -> tuple[float, float]:
         """What random search expects of its best of so many full trials: its value, its mean.
 
-        Exact: each point is equally likely, and so is each of its seeds.
+        Exact: each point is equally likely, and so is each of its seeds. Of equal bests a search
+        keeps the first, so that each is kept as often as it is drawn.
         """
         rows = []
         for curves in self._curves.values():
             last = curves[:, -1]
             found = last[~np.isnan(last)]
             rows += [(value, found.mean(), 1 / len(last)) for value in found]
-        values, means, weights = np.array(sorted(rows)).T
+        drawn, means, shares = np.array(rows).T
+        values, place = np.unique(drawn, return_inverse=True)
+        weights = np.bincount(place, shares)
+        means = np.bincount(place, shares * means) / weights
         failed = 1 - weights.sum() / len(self._curves)
         below = np.cumsum([failed, *(weights / len(self._curves))])
         chances = np.diff(below**n_trials) / (1 - failed**n_trials)

@@ -64,6 +64,21 @@ def test_what_random_search_expects_is_exact() -> None:
     assert curves.best_of_random(500) == pytest.approx((0.9, 0.9))
 
 
+def test_equal_bests_count_by_how_often_they_come_first() -> None:
+    """A search keeps the first of them, whichever's mean is higher."""
+    curves = two_points([[0, 1.0], [0, 0.4]], [[0, 1.0], [0, 1.0], [0, 0.0], [0, 0.0]])
+    rng, best = np.random.default_rng(0), []
+    means = np.array([0.7, 0.7, 0.5, 0.5])
+    for _ in range(20_000):
+        drawn = rng.choice(4, size=3)  # of a: 1 or 0.4, of b: 1 or 0
+        values = np.array([1.0, 0.4, 1.0, 0.0])[drawn]
+        first = values.argmax()
+        best.append((values[first], means[drawn[first]]))
+    assert curves.best_of_random(3) == pytest.approx(np.mean(best, axis=0), abs=0.006)
+    assert curves.best_of_random(1) == pytest.approx((0.6, 0.6))
+    assert curves.best_of_random(500) == pytest.approx((1.0, 0.6))
+
+
 def test_a_data_set_takes_part_as_far_as_enough_learners_were_recorded() -> None:
     table = pd.concat([recorded(1, SIZES), recorded(2, SIZES[:-1]), recorded(3, SIZES, 14)])
     longer = recorded(4, [2896], learners=14)  # one learner too few to make it longer

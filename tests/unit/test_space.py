@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search.config import load_space
-from search.space import Space, describe
+from search.space import DEFAULTS, Space, describe
 from tests.doubles import space_file
 
 PARAMETERS: dict[str, Any] = {
@@ -71,6 +71,32 @@ def test_fixed_values_cost_the_sampler_nothing(space: Space) -> None:
     trial = new_study().ask()
     space.suggest(trial)
     assert "network.depth" not in trial.params
+
+
+def test_what_is_inactive_has_its_default_in_all_that_a_space_holds(space: Space) -> None:
+    """There it trains with the default, and with nothing else."""
+    settings = {"network.attention": False, "network.channels": 8, "network.depth": 4}
+    settings |= {"train.lr": 1e-3, "train.loss_weight_complex": 0.25}
+    expansion = "network.attention_expansion"
+    assert space.locate({**settings, expansion: DEFAULTS[expansion]}) == settings
+    assert space.locate({**settings, expansion: 2}) is None
+    assert space.locate({**settings, "network.attention": True, expansion: 2}) is not None
+
+
+def test_whatever_a_space_suggests_it_holds(space: Space) -> None:
+    study = new_study()
+    for _ in range(20):
+        params = space.suggest(study.ask())
+        assert space.locate(params) == params
+
+
+def test_a_choice_is_held_by_its_value_and_a_truth_is_no_number() -> None:
+    name = "augment.noise_p"
+    choices = {name: {"kind": "categorical", "choices": [0, 0.5]}}
+    numbers = Space(space_file(parameters=choices).parameters)
+    assert numbers.locate({name: 0.0}) == {name: 0}
+    assert numbers.locate({name: 0.25}) is None
+    assert numbers.locate({name: False}) is None
 
 
 def test_asking_again_for_a_half_filled_trial_keeps_what_it_has(space: Space) -> None:

@@ -186,6 +186,13 @@ class TestGrid:
         assert study.ask() is None
         assert study.n_left(100) == 0
 
+    def test_a_grid_of_steps_that_rounding_would_carry_too_far_ends_at_its_end(self) -> None:
+        steps = {"kind": "float", "low": 0.0, "high": 0.3, "step": 0.1}  # 3 * 0.1 is above 0.3
+        study = new_study(parameters={"augment.noise_p": steps}, sampler=SamplerConfig(name="grid"))
+        found = [params["augment.noise_p"] for params in drawn(study, 4, level=0.5)]
+        assert found == pytest.approx([0.0, 0.1, 0.2, 0.3])
+        assert study.is_exhausted
+
     def test_a_widened_grid_tries_what_is_new_and_nothing_twice(self) -> None:
         """A further choice of the first parameter moves the places of all later combinations."""
         storage, grid = InMemoryStorage(), SamplerConfig(name="grid")

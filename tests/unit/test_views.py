@@ -56,9 +56,10 @@ class Spy(BaseSampler):
         return self._random.sample_independent(*args)
 
 
-def shown(study: TypeStudy, whole: bool) -> Sequence[FrozenTrial]:
+def shown(study: TypeStudy, whole: bool, view: View | None = None) -> Sequence[FrozenTrial]:
     spy = Spy()
-    View(Space(SPACE.parameters)).draw(spy, study.trials(), whole=whole)
+    view = view or View(Space(SPACE.parameters))
+    view.draw(spy, study.trials(), whole=whole)
     return spy.seen
 
 
@@ -105,6 +106,28 @@ def test_nothing_is_made_up_where_no_complete_trial_tells() -> None:
     study.finish(number, TrialState.PRUNED)
     (pruned,) = shown(study, whole=True)
     assert pruned.state == TrialState.PRUNED
+
+
+def test_a_failed_trial_is_as_bad_as_any_to_who_would_overlook_it(study: TypeStudy) -> None:
+    number = study.ask().number
+    study.record_epoch(number, 1, {}, 0.7)  # good, until its loss is not finite
+    study.finish(number, TrialState.FAIL, reason="non-finite: in epoch 2")
+    failed = shown(study, whole=True)[number]
+    assert (failed.state, failed.value) == (TrialState.COMPLETE, 0.6)
+    failed = shown(study, whole=False)[number]
+    assert (failed.state, failed.values) == (TrialState.FAIL, None)
+
+
+def test_a_trial_that_runs_out_of_memory_after_a_pause_breaks_its_constraint(
+    study: TypeStudy,
+) -> None:
+    number, view = study.ask().number, View(Space(SPACE.parameters))
+    study.record_epoch(number, 1, {}, 0.7)
+    study.pause(number)
+    assert shown(study, whole=True, view=view)[number].constraints == {}
+    study.go_on(number)
+    study.finish_out_of_memory(number, "out of memory")
+    assert shown(study, whole=True, view=view)[number].constraints == {"memory": 1.0}
 
 
 @pytest.mark.parametrize(
