@@ -1,9 +1,11 @@
-"""What MLflow's web pages need to show a search well: the table's columns, the addresses of pages.
+"""What MLflow's web pages need to show a search well: columns, addresses, names of metrics.
 
 Pure text; `search/tracking.py` stores it.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
@@ -26,6 +28,18 @@ def view_state(params: Sequence[str]) -> str:
         "columnWidths": {column: max(80, 7 * len(column) - 40) for column in columns},  # pixels
     }
     return json.dumps(state, separators=(",", ":"))
+
+
+def metric_name(name: str) -> str:
+    """A metric's name as MLflow takes it.
+
+    A character that it refuses, as in `val_auc/id_3(left)`, becomes "-", and a digest at the end
+    tells apart what that makes alike.
+    """
+    plain = re.sub(r"[^/\w.\- :]", "-", name)
+    if plain == name:
+        return name
+    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def links(

@@ -6,10 +6,8 @@ spooled. Calls block and raise; `search/background.py` keeps them out of the way
 """
 
 import getpass
-import hashlib
 import logging
 import os
-import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -343,7 +341,7 @@ class Tracker:
         }
         last = max(epochs, default=0)
         metrics = [
-            Metric(metric_name(name), float(value), values["timestamp_ms"], epoch)
+            Metric(mlflow_ui.metric_name(name), float(value), values["timestamp_ms"], epoch)
             for epoch, values in sorted(epochs.items())
             for name, value in values.items()
             if epoch > known.epochs and name != "timestamp_ms" and value is not None
@@ -384,18 +382,6 @@ class Tracker:
 def open_client(tracking_uri: str) -> MlflowClient:
     """A client of one URI for runs and models, independent of MLflow's global one."""
     return MlflowClient(tracking_uri, registry_uri=tracking_uri)
-
-
-def metric_name(name: str) -> str:
-    """A metric's name as MLflow takes it.
-
-    A character that it refuses, as in `val_auc/id_3(left)`, becomes "-", and a digest at the end
-    tells apart what that makes alike.
-    """
-    plain = re.sub(r"[^/\w.\- :]", "-", name)
-    if plain == name:
-        return name
-    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def _touch_sqlite(tracking_uri: str, create: bool) -> None:
