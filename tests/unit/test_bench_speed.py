@@ -20,7 +20,7 @@ from mimimi_core.network import build_network, network_cost
 from mimimi_core.pack import open_pack, pack_clips
 from mimimi_core.training import Training
 from tests.audio_fixtures import write_dcase2020, write_wav
-from tests.bench import gpu, naive
+from tests.bench import driver, gpu, naive
 from tests.bench.naive import NaiveClips, NaiveConv, NaiveNetwork, NaiveNorm
 from tests.bench.stopwatch import Stopwatch, TimedCall, step_flops
 from tests.bench.training import Ours
@@ -120,6 +120,23 @@ def test_a_step_is_three_forward_passes_but_for_the_gradient_of_the_input() -> N
     kernel, n_out = 7 * 5, 2 * config.network.channels
     first_layer = 2 * 2 * kernel * n_out * 17 * 4  # of 33 x 8 inputs
     assert step_flops(config, 3) == 3 * forward - first_layer
+
+
+def test_a_drivers_rates_are_of_what_comes_after_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start: 100 s on the clock and 50 of the processor; then .5 s and 20 ms a trial."""
+    ended: list[int] = []
+    monkeypatch.setattr(driver.time, "perf_counter", lambda: 100 + 0.5 * len(ended))
+    monkeypatch.setattr(driver.time, "process_time", lambda: 50 + 0.02 * len(ended))
+    clock = driver.Clock(tmp_path / "ends")
+    for number in range(2 * driver.WARM):
+        ended.append(number)
+        clock.note()
+    figures = clock.figures()
+    assert figures["trials"] == 64
+    assert figures["trials_per_s"] == pytest.approx(2.0)
+    assert figures["cpu_ms_per_trial"] == pytest.approx(20.0)
 
 
 def test_what_is_timed_is_what_training_does() -> None:
