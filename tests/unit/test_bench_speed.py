@@ -182,6 +182,25 @@ def test_packed_trainings_run_in_processes_of_their_own(tmp_path: Path) -> None:
     assert all(rates["1"] > 0 for rates in found.values())
 
 
+def test_a_training_that_dies_ends_the_others_and_the_bench(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="died"):
+        gpu.packed_clips_per_s(tiny_config(), tmp_path / "no pack", 1, CPU, epochs=1)
+
+
+def test_memory_is_measured_before_anything_else_is_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Measured(Exception):  # noqa: N818  # no error
+        pass
+
+    def measure(*args: object) -> None:
+        raise Measured
+
+    monkeypatch.setattr(gpu, "memory_alone", measure)
+    with pytest.raises(Measured):
+        gpu.measure(tone_pack(), quick=True, with_profile=False)
+
+
 def test_without_a_gpu_its_bench_says_so_and_gives_no_figures() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.gpu"],
