@@ -192,7 +192,7 @@ def print_effects(aucs: Aucs) -> dict[str, Any]:
 def print_bf16(effects: dict[str, Any]) -> dict[str, Any]:
     """Print whether bf16 trains as well as fp32, as far as seeds can tell; returns it."""
     said: dict[str, Any] = {"auto_is_bf16": use_bf16("auto", pick_device()), "within_spread": {}}
-    for column, x in effects[BF16].items():
+    for column, x in effects.get(BF16, {}).items():  # none where it was interrupted before
         seed_sd = effects[BASE][column]["seed_sd"]
         if x["ci"] is None or seed_sd is None:
             continue

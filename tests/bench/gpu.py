@@ -16,8 +16,12 @@ figures.
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty
 from time import perf_counter
 from typing import Any
 
@@ -28,7 +32,7 @@ from mimimi_core import fused
 from mimimi_core.config import Precision, TrialConfig
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
-from search.gpu_share import memory_of
+from search.gpu_share import Memory, memory_of
 from tests.bench.stopwatch import (
     N_IDS,
     machine,
@@ -40,6 +44,7 @@ from tests.bench.stopwatch import (
 from tests.bench.training import DTYPES, configure
 
 PACKING = (1, 2, 4, 8)
+_PATIENCE_S = 300  # of trainings that are ready for those that are not
 
 
 def with_seeds(config: TrialConfig, pack: Pack, n: int, device: torch.device) -> list[Training]:
@@ -102,17 +107,33 @@ def _train_beside(
 def packed_clips_per_s(
     config: TrialConfig, pack: Path, n: int, device: torch.device, epochs: int
 ) -> float:
-    """Clips/s of `n` trainings at once, each in its process, summed."""
+    """Clips/s of `n` trainings at once, each in its process, summed.
+
+    Raises:
+        RuntimeError: One of them died.
+    """
     context = mp.get_context("spawn")
-    start, rates = context.Barrier(n), context.Queue()
+    start, rates = context.Barrier(n, timeout=_PATIENCE_S), context.Queue()
     arguments = (config, pack, str(device), epochs, start, rates)
-    processes = [context.Process(target=_train_beside, args=arguments) for _ in range(n)]
+    # Daemons, so that none outlives the bench where another one died.
+    processes = [
+        context.Process(target=_train_beside, args=arguments, daemon=True) for _ in range(n)
+    ]
     for process in processes:
         process.start()
-    found = [rates.get(timeout=300) for _ in processes]
+    found = [_next_rate(rates, processes) for _ in processes]
     for process in processes:
         process.join()
-    return float(sum(found))
+    return sum(found)
+
+
+def _next_rate(rates: Any, processes: Sequence[Any]) -> float:
+    """Of whoever is ready next; a rate that will never come is not waited for."""
+    while True:
+        with suppress(Empty):
+            return float(rates.get(timeout=1.0))
+        if any(process.exitcode for process in processes):
+            raise RuntimeError("one of the trainings at once died, see its traceback")
 
 
 def several_at_once(
@@ -129,10 +150,22 @@ def several_at_once(
     }
 
 
+def memory_alone(config: TrialConfig, pack: Path, device: torch.device) -> Memory:
+    """What a process with one training needs, if nothing else is on the GPU yet."""
+    with ProcessPoolExecutor(1, mp.get_context("spawn")) as pool:
+        return pool.submit(_memory, config, pack, device).result()
+
+
+def _memory(config: TrialConfig, pack: Path, device: torch.device) -> Memory:
+    return memory_of(config, open_pack(pack), device)
+
+
 def measure(pack: Pack, quick: bool, with_profile: bool) -> dict[str, Any]:
     """All figures."""
     device, epochs = torch.device("cuda"), 1 if quick else 5
     precisions: tuple[Precision, ...] = ("bf16", "fp32")
+    # First, for whatever this process holds of the GPU would count as the trial's.
+    memory = memory_alone(configure("bf16", quick), pack.path, device)
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(device)}
     for precision in precisions:
         config = configure(precision, quick)
@@ -155,9 +188,6 @@ def measure(pack: Pack, quick: bool, with_profile: bool) -> dict[str, Any]:
     check_for_waits(with_seeds(config, pack, 2, device))
     found["fused_gap"] = fused_gap(configure("fp32", quick), pack, 2, device)
     found |= several_at_once(config, pack, device, epochs, PACKING)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    memory = memory_of(config, pack, device)
     found |= {"trial_gib": memory.needed / 2**30, "gpu_gib": memory.total / 2**30}
     return found | {"trials_that_share": memory.n_trials} | machine()
 

@@ -6,7 +6,18 @@ import pytest
 from scipy import stats
 
 from mimimi_core.config import TrialConfig
-from tests.bench.effects import ARMS, BASE, BF16, BUDGET, MEAN, collect, effect_of, order_jobs
+from tests.bench.effects import (
+    ARMS,
+    BASE,
+    BF16,
+    BUDGET,
+    MEAN,
+    collect,
+    effect_of,
+    order_jobs,
+    print_bf16,
+    print_effects,
+)
 
 
 def row(arm: str, machine_type: str, seed: int, dev_auc: float) -> dict[str, Any]:
@@ -32,6 +43,13 @@ def test_the_mean_over_types_is_of_seeds_that_have_all_types() -> None:
     aucs = collect(rows)
     assert aucs[BASE, MEAN] == pytest.approx({0: 0.6})
     assert aucs["mask", MEAN] == {}
+
+
+@pytest.mark.parametrize("rows", [[], [row(BASE, "fan", 0, 0.5)]])
+def test_tables_are_printed_of_what_an_interrupt_left(rows: list[dict[str, Any]]) -> None:
+    effects = print_effects(collect(rows))
+    assert effects.keys() == {BASE}
+    assert print_bf16(effects)["within_spread"] == {}
 
 
 def test_three_seeds_of_all_arms_come_before_further_ones_of_any() -> None:

@@ -20,7 +20,7 @@ from mimimi_core.network import build_network, network_cost
 from mimimi_core.pack import open_pack, pack_clips
 from mimimi_core.training import Training
 from tests.audio_fixtures import write_dcase2020, write_wav
-from tests.bench import gpu, naive
+from tests.bench import driver, gpu, naive
 from tests.bench.naive import NaiveClips, NaiveConv, NaiveNetwork, NaiveNorm
 from tests.bench.stopwatch import Stopwatch, TimedCall, step_flops
 from tests.bench.training import Ours
@@ -122,6 +122,23 @@ def test_a_step_is_three_forward_passes_but_for_the_gradient_of_the_input() -> N
     assert step_flops(config, 3) == 3 * forward - first_layer
 
 
+def test_a_drivers_rates_are_of_what_comes_after_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start: 100 s on the clock and 50 of the processor; then .5 s and 20 ms a trial."""
+    ended: list[int] = []
+    monkeypatch.setattr(driver.time, "perf_counter", lambda: 100 + 0.5 * len(ended))
+    monkeypatch.setattr(driver.time, "process_time", lambda: 50 + 0.02 * len(ended))
+    clock = driver.Clock(tmp_path / "ends")
+    for number in range(2 * driver.WARM):
+        ended.append(number)
+        clock.note()
+    figures = clock.figures()
+    assert figures["trials"] == 64
+    assert figures["trials_per_s"] == pytest.approx(2.0)
+    assert figures["cpu_ms_per_trial"] == pytest.approx(20.0)
+
+
 def test_what_is_timed_is_what_training_does() -> None:
     config, pack = tiny_config(), tone_pack()
     plain = Training(config, pack, CPU)
@@ -163,6 +180,25 @@ def test_packed_trainings_run_in_processes_of_their_own(tmp_path: Path) -> None:
     found = gpu.several_at_once(tiny_config(), pack, CPU, epochs=1, counts=(1,))
     assert found.keys() == {"packed_clips_per_s", "fused_clips_per_s"}
     assert all(rates["1"] > 0 for rates in found.values())
+
+
+def test_a_training_that_dies_ends_the_others_and_the_bench(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="died"):
+        gpu.packed_clips_per_s(tiny_config(), tmp_path / "no pack", 1, CPU, epochs=1)
+
+
+def test_memory_is_measured_before_anything_else_is_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Measured(Exception):  # noqa: N818  # no error
+        pass
+
+    def measure(*args: object) -> None:
+        raise Measured
+
+    monkeypatch.setattr(gpu, "memory_alone", measure)
+    with pytest.raises(Measured):
+        gpu.measure(tone_pack(), quick=True, with_profile=False)
 
 
 def test_without_a_gpu_its_bench_says_so_and_gives_no_figures() -> None:
