@@ -119,7 +119,9 @@ def parallel_figure(facts: TypeFacts, importance: Importance | None) -> go.Figur
     )
     # Optuna draws the lowest values in white. Its first axis is the objective, from 0 to 1.
     figure.for_each_trace(
-        lambda line: line.update(line_color=sample_colorscale(_LOW_TO_HIGH, line.y[0])[0]),
+        lambda line: line.update(
+            line_color=sample_colorscale(_LOW_TO_HIGH, line.y[0])[0], line_width=1.8
+        ),
         selector={"mode": "lines"},
     )
     figure.update_traces(marker_colorscale=_LOW_TO_HIGH, selector={"mode": "markers"})
