@@ -328,6 +328,7 @@ def test_real_trials_fail_for_the_reason_they_have(tmp_path: Path) -> None:
     space = space_file(
         trials=8,
         epochs=2,
+        scheduler={"name": "none"},  # it would end some for another reason
         parameters={
             "network.channels": {"kind": "fixed", "value": 2},
             "network.depth": {"kind": "fixed", "value": 3},
