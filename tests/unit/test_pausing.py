@@ -18,9 +18,9 @@ from search.studies import StorageLost, TypeStudy, ending_of
 from search.views import paused_after
 from tests.bench.simulation import Step, simulate
 from tests.doubles import level_of, result_of, space_file
+from tests.searching import EPOCHS, SAMPLERS, Search, curve, searching
 from tests.study_fixtures import new_study
 from tests.unit.test_bench_simulation import RANDOM, SPACE, rising
-from tests.unit.test_searcher import EPOCHS, SAMPLERS, Search, curve, searching
 
 PAUSING = "asha_pause"  # with 4 epochs and a factor of 2, at epochs 1 and 2
 
