@@ -5,8 +5,9 @@ Field names are the parameter names of a search space: `network.channels` in a Y
 """
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
@@ -335,3 +336,18 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     _require(is_right, name, f"must be of type {kind.__name__}", value)
     return value
+
+
+def differences(path: str, stored: Any, wanted: Any) -> Iterator[str]:
+    """What differs between two JSON values, as `study.epochs is 30 there, 20 here`."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            deeper = f"{path}.{key}" if path else key
+            yield from differences(deeper, stored.get(key), wanted.get(key))
+    elif stored != wanted:
+        yield f"{path} is {_short(stored)} there, {_short(wanted)} here"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

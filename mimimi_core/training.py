@@ -1,7 +1,7 @@
 """One training of a system, epoch by epoch, and its scores."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from mimimi_core.config import (
     NetworkKind,
     TrainConfig,
     TrialConfig,
+    differences,
 )
 from mimimi_core.crops import Crops
 from mimimi_core.frontend import Frontend
@@ -323,9 +324,11 @@ class Training:
             OtherTrainingError: It is of other settings, clips or another objective.
         """
         state: dict[str, Any] = checkpoint.load(path, self.device)
-        if differences := _differences(state, self._identity()):
+        identity = self._identity()
+        stored = {key: state.get(key) for key in identity}
+        if found := list(differences("", stored, identity)):
             raise OtherTrainingError(
-                f"{path} is of another training: {'; '.join(differences)}; train anew"
+                f"{path} is of another training: {'; '.join(found)}; train anew"
             )
         self.network.load_state_dict(state["network"])
         if self.optimizer:
@@ -392,19 +395,6 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Have the next step taken at this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def _differences(state: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """In what a saved training is another one, such as `train.lr 0.001 there, 0.01 here`."""
-    there, here = (
-        {**found["params"], **{key: found[key] for key in identity if key != "params"}}
-        for found in (state, identity)
-    )
-    return [
-        f"{key} {there.get(key)} there, {here.get(key)} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
-    ]
 
 
 def _lr(train: TrainConfig, progress: float) -> float:

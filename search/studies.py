@@ -7,7 +7,7 @@ and the tracking server can be filled again from here.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -15,6 +15,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from mimimi_core.config import differences
 from search.config import SamplerConfig
 from search.samplers import build_sampler, derive_seed
 from search.space import Params, Space, all_params
@@ -333,16 +334,16 @@ class TypeStudy:
         wanted = json.loads(json.dumps(identity))
         stored = self._study.user_attrs.get("identity")
         if stored is not None:
-            differences = list(_differences("", stored, wanted))
-            is_space = [d.startswith("parameters.") for d in differences]
+            found = list(differences("", stored, wanted))
+            is_space = [d.startswith("parameters.") for d in found]
             if not all(is_space) or not all(self._holds(trial) for trial in self._all()):
-                raise self._refusal(differences)
-            if differences:
+                raise self._refusal(found)
+            if found:
                 logger.info(
                     "%s: the space has changed and holds all %d earlier trials: %s",
                     self.machine_type,
                     len(self._all()),
-                    _shown(differences),
+                    _shown(found),
                 )
         self._study.set_user_attr("identity", wanted)
 
@@ -381,18 +382,3 @@ def _shown(differences: Sequence[str]) -> str:
     left = len(differences) - _MOST_DIFFERENCES
     more = f"; and {left} more" if left > 0 else ""
     return "; ".join(differences[:_MOST_DIFFERENCES]) + more
-
-
-def _differences(path: str, stored: Any, wanted: Any) -> Iterator[str]:
-    """What differs between two JSON values, as `study.epochs is 30 there, 20 here`."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in sorted(stored.keys() | wanted.keys()):
-            deeper = f"{path}.{key}" if path else key
-            yield from _differences(deeper, stored.get(key), wanted.get(key))
-    elif stored != wanted:
-        yield f"{path} is {_short(stored)} there, {_short(wanted)} here"
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
