@@ -19,6 +19,7 @@ from search.space import all_params
 from search.storages import JOURNAL, check_storage, open_storage
 from search.studies import StorageLost, StudyError, TypeStudy
 from search.tracking import Tracker, check
+from tests import searching
 from tests.doubles import level_of
 from tests.postgres_server import PASSWORD, Postgres
 from tests.study_fixtures import new_study
@@ -54,7 +55,7 @@ def opens_here(database: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatc
             uris[folder] = postgres.new_database() if uris else database
         return open_storage(folder, uris[folder])
 
-    for module in (test_studies, test_searcher):
+    for module in (test_studies, searching):
         monkeypatch.setattr(module, "open_storage", open_here)
 
 
