@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from threadpoolctl import threadpool_limits
 
 from search.space import Params, Space, all_params, neutral
 
@@ -68,7 +69,9 @@ class View:
         elif not isinstance(sampler, RandomSampler):
             for trial in self._shown(seen, hidden, whole):  # `add_trial` would check each again
                 study._storage.create_new_trial(study._study_id, template_trial=trial)
-        return self._ask(study)
+        # Small matrices: further threads would mostly wait, on cores that trials could use.
+        with threadpool_limits(1):
+            return self._ask(study)
 
     def draw_untried(self, tried: Sequence[Params], seed: int) -> FrozenTrial | None:
         """A trial drawn at random whose parameters are not among those; None if none was found."""

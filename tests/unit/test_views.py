@@ -8,6 +8,7 @@ import pytest
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from search.config import SamplerConfig
 from search.samplers import LARGE, build_sampler
@@ -168,3 +169,22 @@ def test_the_gaussian_process_models_conditional_parameters() -> None:
         study.finish(number, TrialState.COMPLETE, value=value)
         late.append(value)
     assert sorted(late[15:])[7] >= 0.7  # half of the later ones are near the best, .8
+
+
+class CountsThreads(Spy):
+    """Keeps how many threads the libraries of linear algebra would take for a suggestion."""
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        self.threads = {pool["num_threads"] for pool in threadpool_info()}
+        return {}
+
+
+def test_a_suggestion_takes_one_thread() -> None:
+    """Beside trials that keep all cores busy, further threads made it 20 to 40 times slower."""
+    sampler = CountsThreads()
+    with threadpool_limits(2):
+        View(Space(SPACE.parameters)).draw(sampler, [])
+        assert {pool["num_threads"] for pool in threadpool_info()} == {2}  # as it was before
+    assert sampler.threads == {1}
