@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-import torch
-
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -17,9 +15,7 @@ def side_by_side(work: Callable[[Task], Result], tasks: Sequence[Task], what: st
     # Processes, not threads: the Gaussian process of one search leaves other cores idle.
     context = multiprocessing.get_context("spawn")
     results = []
-    with ProcessPoolExecutor(
-        mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(mp_context=context) as pool:
         for result in pool.map(work, tasks):
             results.append(result)
             shown = f"\r{len(results)} of {len(tasks)} {what}"
