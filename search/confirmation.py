@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import ray
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SpaceFile
@@ -102,6 +103,7 @@ def confirm(
                     num_cpus=resources["cpu"],
                     num_gpus=gpu_of(len(indexes), resources["gpu"]),
                     max_retries=WORKER_RETRIES,
+                    retry_exceptions=[torch.AcceleratorError],  # a process serves one such task
                 )
                 hang_s = _longest_silence_s(study.trial(number), space)
                 task = as_task(train_seeds).remote(configs, hang_s=hang_s, gpu=resources["gpu"])

@@ -10,7 +10,7 @@
 | a machine is taken back with notice (`cluster/gpu.yaml`) | as above | as often as that happens |
 | the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, half of `study.hang_minutes` at most, as a full disk does, or a folder that its node has not mounted | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
 | no report for `longest_silence_s` | its worker is killed, then as for one that died | as above, then FAIL "hung" |
-| a training of the confirmation loses its worker | its finalist cannot win, reason | by Ray, `WORKER_RETRIES` times, and as often where it was killed for its memory |
+| a training of the confirmation loses its worker, or its device fails as above | its finalist cannot win, reason | by Ray, `WORKER_RETRIES` times, and as often where it was killed for its memory |
 | the shared storage refuses a training of the confirmation, or who scores clips | the search ends, no failure or outcome is recorded | when the command is repeated |
 | a worker dies that scores the winner's or the finalists' clips | the search ends, no outcome is recorded | by Ray as above, then when the command is repeated |
 | the study's own storage refuses a record for `PATIENCE_S` (`search/journal.py`, `postgres.py`) | stays RUNNING; the search ends | when the command is repeated |
@@ -80,7 +80,9 @@ def reason_of(error: Exception) -> str:
 
 def reason_of_lost_task(error: Exception) -> str:
     """Why the last worker of a task was lost, in one line, from what Ray raises."""
-    line = str(error).strip().partition("\n")[0]
+    cause = getattr(error, "cause", None)  # what the task raised; else Ray tells of its process
+    text = str(error) if cause is None else f"{type(cause).__name__}: {cause}"
+    line = text.strip().partition("\n")[0]
     return f"{_kind_of_loss(type(error).__name__ + line)}: {line}"
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
+
 from mimimi_core.config import TrialConfig
 from mimimi_core.fused import can_fuse, run_epoch
 from mimimi_core.training import NonFiniteLossError, Training
@@ -54,6 +56,7 @@ def train_seeds(configs: Sequence[Config], hang_s: float, gpu: float) -> list[di
 
     Raises:
         SharedFilesError: Checkpoints could not be read, or the last one not be stored.
+        AcceleratorError: The device is of no use to this process any more, see `TrialRunner`.
     """
     started = time.perf_counter()
     trainings: dict[int, Training] = {}
@@ -90,10 +93,10 @@ def train_seeds(configs: Sequence[Config], hang_s: float, gpu: float) -> list[di
 
 @contextmanager
 def _failures_of(indexes: Sequence[int], failures: dict[int, str]) -> Iterator[None]:
-    """Note why these fail, as for every trial; storage that refuses is no failure of theirs."""
+    """Note why these fail, as for every trial; storage or a device that breaks is no fault."""
     try:
         yield
-    except SharedFilesError:
+    except (SharedFilesError, torch.AcceleratorError):
         raise
     except Exception as error:  # noqa: BLE001 - told
         failures |= dict.fromkeys(indexes, reason_of(error))

@@ -1,19 +1,22 @@
 """The confirmation on a real Ray, its seeds in tasks of their own or fused: the same winner."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from mimimi_core.clips import find_clips
 from mimimi_core.pack import pack_clips
+from search import confirmation
 from search.config import SpaceFile
 from search.confirmation import confirm, find_winner
+from search.failures import WORKER_RETRIES
 from search.shared_files import SharedFiles
 from search.storages import open_storage
 from search.studies import TypeStudy
@@ -83,3 +86,23 @@ def test_fused_seeds_are_noted_stored_and_continued_like_others(tmp_path: Path) 
     )
     seconds = [notes[True][0, index]["seconds"] for index in range(3)]
     assert math.isclose(max(seconds), min(seconds))  # they shared a task
+
+
+def test_a_broken_device_is_tried_again_in_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is raised by hand, on no GPU."""
+    told = tmp_path / "told"
+
+    def broken(configs: Sequence[dict[str, Any]], **_: float) -> None:
+        with told.open("a") as file:
+            file.write(f"{configs[0]['checkpoint']}\n")
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(confirmation, "train_seeds", broken)
+    with searched(tmp_path / "s", space(False)) as study:
+        notes = run(study, space(False), tmp_path / "s", tmp_path / "unread")
+    assert len(told.read_text().split()) == 6 * (1 + WORKER_RETRIES)
+    assert {note["failure"] for note in notes.values()} == {
+        "worker lost: AcceleratorError: CUDA error: an illegal memory access was encountered"
+    }

@@ -167,6 +167,17 @@ def test_storage_that_refuses_is_no_failure_of_a_seed(
         train_seeds(configs(pack, tmp_path), **ALWAYS)
 
 
+def test_a_broken_device_is_no_failure_of_a_seed(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: launch failure")
+
+    monkeypatch.setattr(fresh_seeds, "run_epoch", broken)
+    with pytest.raises(torch.AcceleratorError, match="launch failure"):
+        train_seeds(configs(pack, tmp_path), **ALWAYS)
+
+
 def test_the_alarm_gives_an_epoch_of_several_the_time_of_all(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
