@@ -8,9 +8,12 @@ all clips one contiguous view of it.
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,8 @@ from mimimi_core.splits import assign_splits, clip_digest
 
 logger = logging.getLogger(__name__)
 
+_UNFINISHED = ".packing-"
+_ABANDONED_S = 3600.0  # since the last clip of an unfinished pack
 FORMAT = 3  # of the file and of the rules that fill it; raise it and every pack is built anew
 
 
@@ -108,7 +113,7 @@ def pack_clips(
     """Write the clips of one machine type as `<type>-<key>.arrow`, or find that it is written.
 
     Memory stays bounded however many clips there are; the folder needs twice their space for a
-    moment. A failure leaves no pack behind.
+    moment. A failure leaves no pack behind; what a killed process left, a later call deletes.
 
     Args:
         clips: At least one, all of one machine type.
@@ -131,7 +136,8 @@ def pack_clips(
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".packing-") as work:
+    _sweep(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as work:
         raw = Path(work, "samples.int16")
         digests, lengths, rates = [], [], Counter[int]()
         with raw.open("wb") as file:
@@ -151,6 +157,15 @@ def pack_clips(
         found = ", ".join(f"{n} at {rate} Hz" for rate, n in sorted(rates.items()))
         logger.warning("%s: clips resampled to %d Hz: %s", path.stem, sample_rate, found)
     return path
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes that were killed had packed; others may be packing at this moment."""
+    for work in folder.glob(f"{_UNFINISHED}*"):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            changed = max(path.stat().st_mtime for path in (work, *work.iterdir()))
+            if time.time() - changed > _ABANDONED_S:
+                shutil.rmtree(work)
 
 
 def _key(clips: Sequence[Clip], sample_rate: int) -> str:

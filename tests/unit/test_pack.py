@@ -2,6 +2,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,18 @@ def test_two_processes_may_pack_at_once(tmp_path: Path, clips: list[Clip]) -> No
     pack = open_pack(path)
     assert len(pack.names) == len(clips)
     assert len(pack.samples) == pack.lengths.sum()
+
+
+def test_what_a_killed_process_had_packed_is_deleted(tmp_path: Path, clips: list[Clip]) -> None:
+    folder = tmp_path / "packs"
+    works = [folder / ".packing-1", folder / ".packing-2"]
+    for work, hours in zip(works, (2, 0), strict=True):
+        work.mkdir(parents=True)
+        (work / "samples.int16").write_bytes(b"half a pack")
+        for path in (work / "samples.int16", work):
+            os.utime(path, (0, time.time() - 3600 * hours))
+    path = pack_clips(clips, folder)
+    assert sorted(folder.iterdir()) == [works[1], path]  # another process may be at it
 
 
 def test_one_machine_type_per_pack(tmp_path: Path, clips: list[Clip]) -> None:
