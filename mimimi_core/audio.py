@@ -1,4 +1,4 @@
-"""Owns reading one WAV file; the only file that knows soundfile and torchaudio. Keeps nothing."""
+"""Owns reading one WAV file; the only file that knows soundfile. Keeps nothing."""
 
 import io
 import struct

@@ -233,7 +233,11 @@ class Training:
             yield features, target, _lr(train, (self.epoch + step / len(batches)) / train.epochs)
 
     def scores(self, clips: np.ndarray) -> ClipScores:
-        """Score clips of the pack, each under its own id."""
+        """Score clips of the pack, each under its own id.
+
+        Raises:
+            NonFiniteLossError: A score is no number; so do the figures below, which are of scores.
+        """
         if not len(clips):
             nll = np.empty((0, len(self.pack.machine_ids)))
         else:

@@ -133,8 +133,8 @@ class SamplerConfig(_Model):
 class SchedulerConfig(_Model):
     """Who ends trials early: successive halving whose rungs are epochs, the median, or nobody.
 
-    Without `grace_epochs`, the first of three rungs: however long trainings are, the first epochs
-    of many rank them badly.
+    Without `grace_epochs` the first rung is at a 27th of the epochs: however long trainings are,
+    the first epochs of many rank them badly.
     """
 
     name: Literal["asha", "asha_pause", "hyperband", "median", "none"] = "asha"
@@ -197,7 +197,7 @@ class Constraints(_Model):
     """The most that a trial may cost; dearer ones are never run, and the sampler is told."""
 
     parameters: int | None = Field(default=None, gt=0)
-    gmac_per_s: float | None = Field(default=None, gt=0)  # 1e9 operations per second of sound
+    gmac_per_s: float | None = Field(default=None, gt=0)  # 1e9 multiply-accumulates per s of sound
     latency_ms: float | None = Field(default=None, gt=0)  # to score a 10 s clip, one CPU thread
     train_gib: float | None = Field(default=None, gt=0)  # estimated memory of a training
 

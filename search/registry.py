@@ -46,7 +46,10 @@ class Version:
 
 
 class Registry:
-    """The registered models `mimimi-<machine_type>`; the one in use has the alias `champion`."""
+    """The registered models `mimimi-<machine_type>`; the one in use has the alias `champion`.
+
+    Every method raises `TrackingError` where the store fails.
+    """
 
     def __init__(self, tracking_uri: str) -> None:
         self._uri = tracking_uri

@@ -108,7 +108,11 @@ class SharedFiles:
             ) from error
 
     def share(self, path: Path) -> str:
-        """Make a local file readable for every node, unless it is so already; returns its name."""
+        """Make a local file readable for every node, unless it is so already; returns its name.
+
+        Raises:
+            SharedFilesError: The object store refuses.
+        """
         path = path.absolute()
         if self._folder:
             if path.is_relative_to(self._folder):

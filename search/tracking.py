@@ -1,8 +1,9 @@
-"""Owns everything MLflow: one experiment per study, a run per trial, the registered models.
+"""Owns MLflow's runs: one experiment per study, a run per trial.
 
-The only importer of mlflow. What stands here is a view of Optuna's storage and can be rebuilt from
-it at any time by logging all trials again, so every write is an idempotent upsert and nothing is
-spooled. Calls block and raise; `search/background.py` keeps them out of the way of the trials.
+Only this file and `search/registry.py`, which owns the models, import mlflow. What stands here is a
+view of Optuna's storage and can be rebuilt from it at any time by logging all trials again, so
+every write is an idempotent upsert and nothing is spooled. Calls block and raise;
+`search/background.py` keeps them out of the way of the trials.
 """
 
 import getpass
