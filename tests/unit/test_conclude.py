@@ -61,9 +61,10 @@ def tested(monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation) -> list[Sequ
     return met
 
 
-def end(study: TypeStudy, out: Path, top: int, seeds: int = 1) -> dict[str, Any]:
+def end(study: TypeStudy, out: Path, top: int, seeds: int = 1, ensemble: int = 1) -> dict[str, Any]:
     """What the command tells that has this confirmation."""
-    confirmation = space_file().confirmation.model_copy(update={"top": top, "seeds": seeds})
+    update = {"top": top, "seeds": seeds, "ensemble": ensemble}
+    confirmation = space_file().confirmation.model_copy(update=update)
     space = space_file().model_copy(update={"confirmation": confirmation})
     return conclude(
         study,
@@ -123,3 +124,23 @@ def test_an_outcome_that_tells_no_confirmation_is_of_the_winner_as_it_is(
     found = end(study, tmp_path, top=0)
     assert (found["confirmed_val_auc"], found["test_auc"]) == (None, 0.6)
     assert tested == []
+
+
+def test_who_could_not_judge_is_not_told_to_have_judged(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The evaluation is of one network, as where those of an ensemble have no scale."""
+    trial = study.ask()
+    assert trial is not None
+    study.finish(trial.number, TrialState.COMPLETE, value=0.8)
+    for number, value in ((0, 0.9), (1, 0.8)):
+        study.note(f"confirmation/{number}/0", {"objective": value})
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            end(study, tmp_path, top=2, ensemble=2)
+    assert tested == [["00000-0", "00001-0"]]
+    noted = study.noted("outcome")
+    assert noted is not None
+    assert (noted["chosen"], noted["members"]) == ([0, 1], [0])
+    assert "trial 0 judges alone: an ensemble with trials 1 has no scale" in caplog.text
+    assert "judge with it" not in caplog.text
