@@ -24,7 +24,7 @@ from mimimi_core.training import (
 )
 from tests.audio_fixtures import write_dcase2020
 from tests.model_fixtures import AUGMENT_ALL, CPU, Reads, resplit, tiny_config, tone_pack
-from tests.system_fixtures import Constant
+from tests.system_fixtures import Constant, small_config
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,19 @@ def test_no_training_clips_at_all_are_refused(pack: Pack) -> None:
 def test_one_machine_id_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 2 machine ids"):
         Training(tiny_config(), tone_pack(n_ids=1), CPU)
+
+
+def test_a_classifier_needs_training_clips_of_two_ids(pack: Pack) -> None:
+    """Of one alone it would learn to say its name, whatever it hears."""
+    of_id = np.flatnonzero((pack.splits == "train") & (pack.id_index == 1))
+    bare = resplit(pack, of_id, "unused")
+    wanted = (
+        r"fan: network\.kind 'deep_encoder' .* at least 2 machine ids, got id_00 of id_00, id_02"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        Training(tiny_config(), bare, CPU)
+    for system in ("gmade", "mahalanobis"):
+        assert "val_auc/id_00" in Training(small_config(system), bare, CPU).run_epoch()
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(pack: Pack) -> None:
