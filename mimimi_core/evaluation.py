@@ -29,7 +29,7 @@ class Evaluation:
     dev: AucReport  # val and test together: only to compare with published tables
     test_scores: ClipScores
     test_labels: np.ndarray  # int64 (n,), 0 normal, 1 anomaly
-    thresholds: dict[str, Threshold | None]  # None where an id has too few held-out normals
+    thresholds: dict[str, Threshold | None]  # None as of `fit_threshold`
     val_youden_j: dict[str, float | None]  # only to compare: no threshold comes from labels
     kinds: tuple[NetworkKind, ...]  # of the networks that judge together
 

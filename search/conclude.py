@@ -248,7 +248,12 @@ def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
         + (f"; trials {', '.join(map(str, others))} judge with it" if others else "")
     ]
     lines += describe(evaluation.val, "val_auc") + describe(evaluation.test, "test_auc")
-    for machine_id, threshold in evaluation.thresholds.items():
-        if threshold is None:
-            lines.append(f"{machine_id}: too few held-out normal clips for a threshold")
+    for about in evaluation.val.per_id:
+        if not about.is_trained:
+            lines.append(f"{about.machine_id}: no threshold: no clip of it trained the model")
+        elif evaluation.thresholds[about.machine_id] is None:
+            lines.append(
+                f"{about.machine_id}: no threshold: fewer than two held-out normal clips with "
+                "different scores"
+            )
     logger.info("%s", "\n  ".join(lines))

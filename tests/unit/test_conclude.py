@@ -1,5 +1,6 @@
 """A winner's networks meet the test once; what is told of it is of those networks and current."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,8 @@ from optuna.trial import TrialState
 from mimimi_core.evaluation import Evaluation, build_detector, evaluate
 from mimimi_core.training import Training
 from search import conclude as module
-from search.conclude import conclude
-from search.confirmation import find_winner
+from search.conclude import _tell, conclude
+from search.confirmation import Winner, find_winner
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
 from tests.doubles import space_file
@@ -144,3 +145,20 @@ def test_who_could_not_judge_is_not_told_to_have_judged(
     assert (noted["chosen"], noted["members"]) == ([0, 1], [0])
     assert "trial 0 judges alone: an ensemble with trials 1 has no scale" in caplog.text
     assert "judge with it" not in caplog.text
+
+
+def test_an_id_without_a_threshold_has_a_reason(
+    study: TypeStudy, evaluation: Evaluation, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = evaluation.val.per_id
+    untrained = dataclasses.replace(second, is_trained=False)
+    judged = dataclasses.replace(
+        evaluation,
+        val=dataclasses.replace(evaluation.val, per_id=(first, untrained)),
+        thresholds=dict.fromkeys(evaluation.thresholds),
+    )
+    with caplog.at_level("INFO"):
+        _tell(study, Winner(members=(0,), checkpoints=("",), objectives=()), judged)
+    alike = "fewer than two held-out normal clips with different scores"
+    assert f"id_00: no threshold: {alike}\n" in caplog.text
+    assert "id_02: no threshold: no clip of it trained the model\n" in caplog.text
