@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -339,6 +340,9 @@ class Training:
         state: dict[str, Any] = checkpoint.load(path, self.device)
         identity = self._identity()
         stored = {key: state.get(key) for key in identity}
+        with suppress(ConfigError):  # of another version, which the differences tell
+            if stored["params"]:  # settings that it was saved before have their defaults
+                stored["params"] = TrialConfig.from_params(stored["params"]).to_params()
         if found := list(differences("", stored, identity)):
             raise OtherTrainingError(
                 f"{path} is of another training: {'; '.join(found)}; train anew"
