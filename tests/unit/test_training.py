@@ -129,6 +129,12 @@ def test_the_seed_decides_the_bits(pack: Pack) -> None:
     assert not _are_equal(_weights(first), _weights(other))
 
 
+def test_the_largest_seed_trains(pack: Pack) -> None:
+    with pytest.raises(ConfigError, match=r"train\.seed must be in"):
+        tiny_config(seed=2**48)
+    assert np.isfinite(Training(tiny_config(seed=2**48 - 1), pack, CPU).run_epoch()["train_loss"])
+
+
 def test_the_seed_decides_both_the_start_and_what_is_drawn(pack: Pack) -> None:
     first, other = (Training(tiny_config(seed=seed), pack, CPU) for seed in (1, 2))
     assert not _are_equal(_weights(first), _weights(other))
