@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read(clips: Sequence[Path], detector: Detector) -> list[np.ndarray]:
     """The clips as the detector hears them; says of which it is not quite what was recorded."""
-    read = [read_file(clip, detector.sample_rate) for clip in clips]
+    read = [read_file(clip, detector.sample_rate)[:2] for clip in clips]
     shortest = max(member.config.frontend.crop_samples for member in detector.members)
     for what, concerned in (
         (
