@@ -84,7 +84,7 @@ class Analysis:
     report: AucReport
     per_id: tuple[IdAnalysis, ...]
     overall: Decisions | None  # of all ids that have a threshold; None if none has
-    id_confusion: np.ndarray | None  # int64 (K, K): see `confusion_of_ids`
+    id_confusion: np.ndarray | None  # int64 (K, K), of normal clips; None if no id is named
 
 
 def analyse(evaluation: Evaluation) -> Analysis:
@@ -104,12 +104,15 @@ def analyse(evaluation: Evaluation) -> Analysis:
                 val_youden_j=evaluation.val_youden_j[auc.machine_id],
             )
         )
-    is_normal = labels == 0
+    is_trained = np.array([x.is_trained for x in evaluation.test.per_id])
+    counts = (labels == 0) & is_trained[found.id_index]  # no other id can be named
     return Analysis(
         report=evaluation.test,
         per_id=tuple(per_id),
         overall=_sum([x.decisions for x in per_id if x.decisions]),
-        id_confusion=confusion_of_ids(found.nll[is_normal], found.id_index[is_normal]),
+        id_confusion=confusion_of_ids(found.nll[counts], found.id_index[counts])
+        if evaluation.names_ids
+        else None,
     )
 
 
@@ -130,19 +133,14 @@ def decisions_at(level: float, scores: np.ndarray, labels: np.ndarray) -> Decisi
     )
 
 
-def confusion_of_ids(nll: np.ndarray, id_index: np.ndarray) -> np.ndarray | None:
+def confusion_of_ids(nll: np.ndarray, id_index: np.ndarray) -> np.ndarray:
     """How often the clips of each id (row) are taken for each id (column), int64 `(K, K)`.
 
     Args:
         nll: float `(n, K)` negative log-likelihoods under each id.
         id_index: int `(n,)` true ids.
-
-    Returns:
-        None for a system that scores a clip the same under every id, and so names none.
     """
     n_ids = nll.shape[1]
-    if len(nll) and n_ids > 1 and not np.ptp(nll, axis=1).any():
-        return None
     counts = np.zeros((n_ids, n_ids), dtype=np.int64)
     np.add.at(counts, (id_index, nll.argmin(axis=1)), 1)
     return counts

@@ -15,37 +15,35 @@ class AudioError(ValueError):
     """A clip cannot be read: missing, truncated, empty, not audio or not in [-1, 1]."""
 
 
-def read_clip(source: Path | bytes, sample_rate: int, channel: int = 0) -> np.ndarray:
-    """One channel of a clip as (N,) int16 at `sample_rate`.
+def read_clip(path: Path, sample_rate: int) -> np.ndarray:
+    """The first channel of a clip as (N,) int16 at `sample_rate`; MIMII's arrays have 8.
 
     Args:
-        source: A file, or the bytes of one.
+        path: A file.
         sample_rate: Hz; another rate in the file is resampled.
-        channel: 0-based; MIMII's arrays have 8.
 
     Raises:
-        AudioError: The clip cannot be read; the message starts with the path if there is one.
+        AudioError: The clip cannot be read; the message starts with the path.
     """
-    if isinstance(source, bytes):
-        return decode(source, sample_rate, channel)[0]
-    return read_file(source, sample_rate, channel)[0]
+    return read_file(path, sample_rate)[0]
 
 
-def read_file(source: Path, sample_rate: int, channel: int = 0) -> tuple[np.ndarray, int]:
-    """`read_clip` of a file, with the rate in Hz that the file itself has.
+def read_file(path: Path, sample_rate: int) -> tuple[np.ndarray, int, bytes]:
+    """`read_clip`, with the rate in Hz that the file itself has, and its bytes.
 
     Raises:
         AudioError: As `read_clip`.
     """
     try:
-        return decode(source.read_bytes(), sample_rate, channel)
+        raw = path.read_bytes()
+        return *decode(raw, sample_rate), raw
     except OSError as error:
-        raise AudioError(f"{source}: cannot be read: {error.strerror}") from error
+        raise AudioError(f"{path}: cannot be read: {error.strerror}") from error
     except AudioError as error:
-        raise AudioError(f"{source}: {error}") from error
+        raise AudioError(f"{path}: {error}") from error
 
 
-def decode(raw: bytes, sample_rate: int, channel: int = 0) -> tuple[np.ndarray, int]:
+def decode(raw: bytes, sample_rate: int) -> tuple[np.ndarray, int]:
     """`read_clip` of a file's bytes, with the rate in Hz that the file itself has.
 
     Raises:
@@ -62,9 +60,7 @@ def decode(raw: bytes, sample_rate: int, channel: int = 0) -> tuple[np.ndarray, 
         raise AudioError(f"must be a WAV file that libsndfile decodes: {error}") from error
     if not len(samples):
         raise AudioError("must hold at least one sample, holds none")
-    if not 0 <= channel < samples.shape[1]:
-        raise AudioError(f"channel must be in 0..{samples.shape[1] - 1}, got {channel}")
-    samples = np.ascontiguousarray(samples[:, channel])
+    samples = np.ascontiguousarray(samples[:, 0])
     return (samples if is_ready else _to_int16(samples, rate, sample_rate)), rate
 
 

@@ -269,7 +269,8 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value >= 0, f"train.{name}", "must be >= 0", value)
         _require(self.patience >= 0, "train.patience", "must be >= 0", self.patience)
-        _require(self.seed >= 0, "train.seed", "must be >= 0", self.seed)
+        allowed = 0 <= self.seed < 2**48  # torch takes 64 bits, of which the epoch has 16
+        _require(allowed, "train.seed", "must be in 0..2**48-1", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ class Detector:
         members: The networks; all have a scale if there are several.
         machine_type: Such as "fan".
         machine_ids: Ids in the order of the networks' outputs.
-        thresholds: Decision level per id; None where no held-out normals allowed one.
+        thresholds: Decision level per id; None where held-out normals allowed none.
         trained_on: uint64 `(n,)` digests of the clips that trained the members, see
             `Pack.digests`; empty where nobody knows, as of detectors saved before it was kept.
         untrained_ids: Those of the ids that no such clip was of, so that no score of theirs counts.

@@ -52,7 +52,8 @@ def fit_scale(scores: np.ndarray, id_index: np.ndarray, n_ids: int) -> Scale:
     if not any(known):
         raise EnsembleError(
             "an ensemble needs a machine id with two held-out normal clips whose scores differ, "
-            f"got {', '.join(str(len(s)) for s in of_ids)} clips of the ids: add normal recordings"
+            f"got {', '.join(str(len(s)) for s in of_ids)} clips of the ids: add normal recordings "
+            "if they are too few, else leave out the network that scores them all alike"
         )
     means = np.array([s.mean() if k else np.nan for s, k in zip(of_ids, known, strict=True)])
     stds = np.array([s.std(ddof=1) if k else np.nan for s, k in zip(of_ids, known, strict=True)])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mimimi_core.config import ID_FREE, NetworkKind
 from mimimi_core.detector import Detector, DetectorError, Member
 from mimimi_core.ensemble import Scale, fit_scale
 from mimimi_core.metrics import AucReport, auc_report, shown, youden_j
@@ -28,13 +29,19 @@ class Evaluation:
     dev: AucReport  # val and test together: only to compare with published tables
     test_scores: ClipScores
     test_labels: np.ndarray  # int64 (n,), 0 normal, 1 anomaly
-    thresholds: dict[str, Threshold | None]  # None where an id has too few held-out normals
+    thresholds: dict[str, Threshold | None]  # None as of `fit_threshold`
     val_youden_j: dict[str, float | None]  # only to compare: no threshold comes from labels
+    kinds: tuple[NetworkKind, ...]  # of the networks that judge together
 
     @property
     def machine_ids(self) -> tuple[str, ...]:
         """Names of the ids."""
         return tuple(self.thresholds)
+
+    @property
+    def names_ids(self) -> bool:
+        """Whether a network scores a clip differently under each id, and so says whose it is."""
+        return any(kind not in ID_FREE for kind in self.kinds)
 
 
 def build_detector(trainings: Sequence[Training]) -> Detector:
@@ -122,9 +129,12 @@ def evaluate(detector: Detector, pack: Pack) -> Evaluation:
         test_labels=pack.labels[test.clips],
         thresholds=dict(detector.thresholds),
         val_youden_j={
-            machine_id: youden_j(val.scores[val.id_index == i], val_labels[val.id_index == i])
+            machine_id: None
+            if machine_id in detector.untrained_ids
+            else youden_j(val.scores[val.id_index == i], val_labels[val.id_index == i])
             for i, machine_id in enumerate(machine_ids)
         },
+        kinds=tuple(member.config.network.kind for member in detector.members),
     )
 
 

@@ -118,7 +118,7 @@ def _missing(analysis: Analysis) -> list[str]:
         "no AUC, left out of the mean: no anomalous clip in the test": [
             x.machine_id for x in ids if x.n_normal and not x.n_anomaly
         ],
-        "no threshold, no decisions: fewer than two normal clips were held out of training": [
+        "no threshold, no decisions: fewer than two held-out normal clips with different scores": [
             x.auc.machine_id for x in analysis.per_id if x.threshold is None and x.auc.is_trained
         ],
     }

@@ -64,7 +64,8 @@ class Mahalanobis(System):
         within = self.products - (self.n_of_id[:, None] * of_id).T @ of_id
         covariance = shrink(within / n, n - is_heard.sum())
         floor = _LEAST_VARIANCE * torch.eye(len(covariance), dtype=n.dtype, device=n.device)
-        self.precision.copy_(torch.linalg.inv(covariance + floor))
+        # `inv` would wait for the device, to tell of a matrix without an inverse
+        self.precision.copy_(torch.linalg.inv_ex(covariance + floor).inverse)
 
 
 def mean_spectra(features: Tensor, is_magnitude: bool) -> Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mimimi_core.audio import AudioError, decode
+from mimimi_core.audio import AudioError, read_file
 from mimimi_core.clips import Clip
 from mimimi_core.splits import assign_splits, clip_digest
 
@@ -142,9 +142,9 @@ def pack_clips(
         digests, lengths, rates = [], [], Counter[int]()
         with raw.open("wb") as file:
             for clip in clips:
-                samples, digest, rate = _read(clip, sample_rate)
+                samples, rate, content = read_file(clip.path, sample_rate)
                 file.write(samples.data)
-                digests.append(digest)
+                digests.append(clip_digest(content))
                 lengths.append(len(samples))
                 rates[rate] += 1
                 if on_progress is not None:
@@ -178,18 +178,6 @@ def _key(clips: Sequence[Clip], sample_rate: int) -> str:
         about.append([str(clip.path.absolute()), clip.name, status.st_size, status.st_mtime_ns])
         about.append([clip.machine_id, clip.label, clip.part])
     return hashlib.blake2b(json.dumps(about).encode(), digest_size=6).hexdigest()
-
-
-def _read(clip: Clip, sample_rate: int) -> tuple[np.ndarray, int, int]:
-    """(samples, digest, rate in the file) of a clip."""
-    try:
-        raw = clip.path.read_bytes()
-        samples, rate = decode(raw, sample_rate)
-    except OSError as error:
-        raise AudioError(f"{clip.path}: cannot be read: {error.strerror}") from error
-    except AudioError as error:
-        raise AudioError(f"{clip.path}: {error}") from error
-    return samples, clip_digest(raw), rate
 
 
 def _write(

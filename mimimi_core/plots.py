@@ -122,7 +122,7 @@ def id_confusion(counts: np.ndarray, machine_ids: Sequence[str]) -> Figure:
     axes = figure.subplots()
     _matrix(axes, counts)
     names = [
-        name if total else f"{name}\n(no clips)"
+        name if total else f"{name}\n(none counted)"
         for name, total in zip(machine_ids, counts.sum(axis=1), strict=True)
     ]
     axes.set_xticks(range(n_ids), machine_ids, rotation=45 if n_ids > 6 else 0)

@@ -88,12 +88,12 @@ def fit_threshold(
     Returns:
         None where fewer than two scores that differ by more than rounding leave nothing to fit.
     """
-    scores = np.asarray(normal_scores, dtype=np.float64) - lowest
-    if not len(scores) or np.ptp(scores) <= 1e-6 * np.abs(scores).max():
+    scores = np.maximum(np.asarray(normal_scores, dtype=np.float64) - lowest, 1e-12)
+    if not len(scores) or np.ptp(scores) <= 1e-6 * scores.max():
         return None
     from scipy.stats import gamma  # here: it takes a second, and scoring alone needs it not
 
-    shape, _, scale = gamma.fit(np.maximum(scores, 1e-12), floc=0)
+    shape, _, scale = gamma.fit(scores, floc=0)
     return Threshold(
         value=float(lowest + gamma.ppf(1 - false_alarm_rate, shape, scale=scale)),
         false_alarm_rate=false_alarm_rate,

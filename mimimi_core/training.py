@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from mimimi_core import checkpoint
 from mimimi_core.batches import Batches
 from mimimi_core.config import (
+    CLASSIFIERS,
     ID_FREE,
     AugmentConfig,
     ConfigError,
@@ -105,8 +107,8 @@ class Training:
         crops: Those of another training on these clips, to hold them on a GPU but once.
 
     Raises:
-        ConfigError: Fewer than two machine ids, no clip to train on, or an objective that these
-            clips do not allow.
+        ConfigError: Fewer than two machine ids, no clip to train on, a classifier of a single id,
+            or an objective that these clips do not allow.
     """
 
     def __init__(
@@ -121,6 +123,14 @@ class Training:
             raise ConfigError(
                 f"{pack.machine_type}: there is no normal clip to train on: add normal recordings "
                 "to its train folder"
+            )
+        if config.network.kind in CLASSIFIERS and len(pack.trained) < 2:
+            raise ConfigError(
+                f"{pack.machine_type}: network.kind {config.network.kind!r} learns by telling "
+                "machines apart and needs training clips of at least 2 machine ids, got "
+                f"{', '.join(np.array(pack.machine_ids)[pack.trained])} of "
+                f"{', '.join(pack.machine_ids)}: add normal recordings of a sister machine, or "
+                f"take network.kind {' or '.join(ID_FREE)}"
             )
         self.config, self.pack = config, pack
         self.device = device or pick_device()
@@ -330,6 +340,9 @@ class Training:
         state: dict[str, Any] = checkpoint.load(path, self.device)
         identity = self._identity()
         stored = {key: state.get(key) for key in identity}
+        with suppress(ConfigError):  # of another version, which the differences tell
+            if stored["params"]:  # settings that it was saved before have their defaults
+                stored["params"] = TrialConfig.from_params(stored["params"]).to_params()
         if found := list(differences("", stored, identity)):
             raise OtherTrainingError(
                 f"{path} is of another training: {'; '.join(found)}; train anew"

@@ -11,6 +11,7 @@ import ray
 import torch
 
 from mimimi_core.detector import SETTINGS, Detector
+from mimimi_core.ensemble import EnsembleError
 from mimimi_core.evaluate import write_evaluation
 from mimimi_core.evaluation import Evaluation, build_detector, describe, evaluate
 from mimimi_core.figure_file import write_figure
@@ -100,6 +101,16 @@ def conclude(
     evaluation, model, figures = scored(
         task.remote(files.root, winner.checkpoints, shared_pack, threads), study.machine_type
     )
+    chosen, judges = winner.members, winner.members[: len(evaluation.kinds)]
+    if judges != chosen:
+        logger.warning(
+            "%s: trial %d judges alone: an ensemble with trials %s has no scale, as one of their "
+            "networks scores all held-out normal clips alike",
+            study.machine_type,
+            winner.number,
+            ", ".join(map(str, chosen[1:])),
+        )
+        winner = dataclasses.replace(winner, members=judges, checkpoints=winner.checkpoints[:1])
     _write(model, model_folder)
     _write(figures, evaluation_folder)
     _tell(study, winner, evaluation)
@@ -127,7 +138,8 @@ def conclude(
         "outcome",
         {
             "winner": winner.number,
-            "members": list(winner.members),
+            "chosen": list(chosen),
+            "members": list(judges),
             "is_confirmed": winner.is_confirmed,
             "version": version,
             "findings": findings,
@@ -138,10 +150,10 @@ def conclude(
 
 
 def _is_of(noted: Mapping[str, Any], winner: Winner) -> bool:
-    """Whether an outcome is that of the networks of this winner."""
-    members = noted.get("members", [noted["winner"]])
+    """Whether an outcome is that of the networks of this winner, whichever of them could judge."""
+    chosen = noted.get("chosen", noted.get("members", [noted["winner"]]))
     is_confirmed = noted.get("is_confirmed", winner.is_confirmed)  # earlier versions did not say
-    return bool(members == list(winner.members) and is_confirmed == winner.is_confirmed)
+    return bool(chosen == list(winner.members) and is_confirmed == winner.is_confirmed)
 
 
 def _register(
@@ -183,12 +195,17 @@ def _evaluate(
 ) -> tuple[Evaluation, dict[str, bytes], dict[str, bytes]]:
     """On a worker: restore the winner and who judges with it, score them; files of both.
 
+    Where they have no common scale the winner judges alone, as the evaluation's `kinds` tells.
     Figures are drawn here: matplotlib cannot use what Ray makes of them.
     """
     torch.set_num_threads(threads)
     files = SharedFiles(root)
     pack = open_pack(files.fetch(shared_pack))
-    detector = build_detector([finished_training(files, state, pack) for state in states])
+    trainings = [finished_training(files, state, pack) for state in states]
+    try:
+        detector = build_detector(trainings)
+    except EnsembleError:  # its scores are known only after the training
+        detector = build_detector(trainings[:1])
     evaluation = evaluate(detector, pack)
     with tempfile.TemporaryDirectory() as scratch:
         model, figures = Path(scratch, "model"), Path(scratch, "figures")
@@ -231,7 +248,12 @@ def _tell(study: TypeStudy, winner: Winner, evaluation: Evaluation) -> None:
         + (f"; trials {', '.join(map(str, others))} judge with it" if others else "")
     ]
     lines += describe(evaluation.val, "val_auc") + describe(evaluation.test, "test_auc")
-    for machine_id, threshold in evaluation.thresholds.items():
-        if threshold is None:
-            lines.append(f"{machine_id}: too few held-out normal clips for a threshold")
+    for about in evaluation.val.per_id:
+        if not about.is_trained:
+            lines.append(f"{about.machine_id}: no threshold: no clip of it trained the model")
+        elif evaluation.thresholds[about.machine_id] is None:
+            lines.append(
+                f"{about.machine_id}: no threshold: fewer than two held-out normal clips with "
+                "different scores"
+            )
     logger.info("%s", "\n  ".join(lines))

@@ -41,9 +41,15 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     threshold = detector.thresholds[args.machine_id]
-    if threshold is None:
+    if args.machine_id in detector.untrained_ids:
         logger.warning(
-            "%s has no threshold: fewer than two normal clips were held out; scores only",
+            "%s has no threshold: no clip of it trained the model, so its scores count for nothing",
+            args.machine_id,
+        )
+    elif threshold is None:
+        logger.warning(
+            "%s has no threshold: fewer than two held-out normal clips with different scores; "
+            "scores only",
             args.machine_id,
         )
     writer = csv.writer(sys.stdout, lineterminator="\n")  # "\r\n" would be part of a word
@@ -57,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read(clips: Sequence[Path], detector: Detector) -> list[np.ndarray]:
     """The clips as the detector hears them; says of which it is not quite what was recorded."""
-    read = [read_file(clip, detector.sample_rate) for clip in clips]
+    read = [read_file(clip, detector.sample_rate)[:2] for clip in clips]
     shortest = max(member.config.frontend.crop_samples for member in detector.members)
     for what, concerned in (
         (

@@ -129,5 +129,6 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+        waits += ("_linalg_check_errors",)  # of linalg functions that have an `_ex`
         self.n += func.overloadpacket.__name__ in waits
         return func(*args, **(kwargs or {}))

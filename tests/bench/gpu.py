@@ -29,7 +29,7 @@ import torch
 import torch.multiprocessing as mp
 
 from mimimi_core import fused
-from mimimi_core.config import Precision, TrialConfig
+from mimimi_core.config import FrontendConfig, NetworkConfig, Precision, TrialConfig
 from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import Training
 from search.gpu_share import Memory, memory_of
@@ -186,6 +186,12 @@ def measure(pack: Pack, quick: bool, with_profile: bool) -> dict[str, Any]:
             print(precision, profile.key_averages().table("self_cuda_time_total", row_limit=20))
     config = configure("bf16", quick)
     check_for_waits(with_seeds(config, pack, 2, device))
+    closed = replace(
+        config,
+        frontend=FrontendConfig(kind="logmel"),
+        network=NetworkConfig(kind="mahalanobis"),
+    )
+    check_for_waits([Training(closed, pack, device)])
     found["fused_gap"] = fused_gap(configure("fp32", quick), pack, 2, device)
     found |= several_at_once(config, pack, device, epochs, PACKING)
     found |= {"trial_gib": memory.needed / 2**30, "gpu_gib": memory.total / 2**30}

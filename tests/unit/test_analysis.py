@@ -1,5 +1,6 @@
 """Counts and shares against scikit-learn; None where there is nothing to divide by."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -15,12 +16,16 @@ IDS = ("id_00", "id_02", "id_04")
 
 
 def evaluation(
-    scores: np.ndarray, labels: np.ndarray, id_index: np.ndarray, levels: list[float | None]
+    scores: np.ndarray,
+    labels: np.ndarray,
+    id_index: np.ndarray,
+    levels: list[float | None],
+    untrained: tuple[str, ...] = (),
 ) -> Evaluation:
     """Of a test with these scores; val and test have the same clips."""
     nll = np.full((len(scores), len(IDS)), 9.0)
     nll[np.arange(len(scores)), id_index] = scores
-    report = auc_report(scores, labels, id_index, IDS)
+    report = auc_report(scores, labels, id_index, IDS, untrained=untrained)
     return Evaluation(
         val=report,
         test=report,
@@ -37,6 +42,7 @@ def evaluation(
             name: youden_j(scores[id_index == i], labels[id_index == i])
             for i, name in enumerate(IDS)
         },
+        kinds=("deep_encoder",),
     )
 
 
@@ -136,8 +142,27 @@ def test_confusion_of_ids_is_scikit_learns_and_of_normal_clips() -> None:
     np.testing.assert_array_equal(found, np.diag(expected))
 
 
-def test_a_score_without_ids_names_none() -> None:
-    assert confusion_of_ids(np.ones((5, 1)) * np.array([[1.0, 1.0]]), np.zeros(5, int)) is None
+def test_an_id_without_training_clips_cannot_be_named_and_does_not_count() -> None:
+    scores, labels, of_id = clips(seed=3)
+    judged = evaluation(scores, labels, of_id, [None, None, None], untrained=("id_02",))
+    found = analyse(judged).id_confusion
+    assert found is not None
+    expected = np.bincount(of_id[labels == 0]) * [1, 0, 1]
+    np.testing.assert_array_equal(found, np.diag(expected))
+
+
+def test_a_system_without_ids_names_none() -> None:
+    judged = evaluation(*clips(seed=3), [None, None, None])
+    for kinds, names_ids in (
+        (("gmade",), False),
+        (("gmade", "autoencoder"), False),  # whose mean z-scores differ from id to id
+        (("gmade", "mahalanobis"), True),
+    ):
+        found = analyse(dataclasses.replace(judged, kinds=kinds))
+        assert (found.id_confusion is not None) is names_ids
+
+
+def test_no_clips_are_named_nothing() -> None:
     np.testing.assert_array_equal(
         confusion_of_ids(np.empty((0, 2)), np.zeros(0, int)), np.zeros((2, 2))
     )

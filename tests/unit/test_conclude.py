@@ -1,5 +1,6 @@
 """A winner's networks meet the test once; what is told of it is of those networks and current."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,8 @@ from optuna.trial import TrialState
 from mimimi_core.evaluation import Evaluation, build_detector, evaluate
 from mimimi_core.training import Training
 from search import conclude as module
-from search.conclude import conclude
-from search.confirmation import find_winner
+from search.conclude import _tell, conclude
+from search.confirmation import Winner, find_winner
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
 from tests.doubles import space_file
@@ -61,9 +62,10 @@ def tested(monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation) -> list[Sequ
     return met
 
 
-def end(study: TypeStudy, out: Path, top: int, seeds: int = 1) -> dict[str, Any]:
+def end(study: TypeStudy, out: Path, top: int, seeds: int = 1, ensemble: int = 1) -> dict[str, Any]:
     """What the command tells that has this confirmation."""
-    confirmation = space_file().confirmation.model_copy(update={"top": top, "seeds": seeds})
+    update = {"top": top, "seeds": seeds, "ensemble": ensemble}
+    confirmation = space_file().confirmation.model_copy(update=update)
     space = space_file().model_copy(update={"confirmation": confirmation})
     return conclude(
         study,
@@ -123,3 +125,40 @@ def test_an_outcome_that_tells_no_confirmation_is_of_the_winner_as_it_is(
     found = end(study, tmp_path, top=0)
     assert (found["confirmed_val_auc"], found["test_auc"]) == (None, 0.6)
     assert tested == []
+
+
+def test_who_could_not_judge_is_not_told_to_have_judged(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The evaluation is of one network, as where those of an ensemble have no scale."""
+    trial = study.ask()
+    assert trial is not None
+    study.finish(trial.number, TrialState.COMPLETE, value=0.8)
+    for number, value in ((0, 0.9), (1, 0.8)):
+        study.note(f"confirmation/{number}/0", {"objective": value})
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            end(study, tmp_path, top=2, ensemble=2)
+    assert tested == [["00000-0", "00001-0"]]
+    noted = study.noted("outcome")
+    assert noted is not None
+    assert (noted["chosen"], noted["members"]) == ([0, 1], [0])
+    assert "trial 0 judges alone: an ensemble with trials 1 has no scale" in caplog.text
+    assert "judge with it" not in caplog.text
+
+
+def test_an_id_without_a_threshold_has_a_reason(
+    study: TypeStudy, evaluation: Evaluation, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = evaluation.val.per_id
+    untrained = dataclasses.replace(second, is_trained=False)
+    judged = dataclasses.replace(
+        evaluation,
+        val=dataclasses.replace(evaluation.val, per_id=(first, untrained)),
+        thresholds=dict.fromkeys(evaluation.thresholds),
+    )
+    with caplog.at_level("INFO"):
+        _tell(study, Winner(members=(0,), checkpoints=("",), objectives=()), judged)
+    alike = "fewer than two held-out normal clips with different scores"
+    assert f"id_00: no threshold: {alike}\n" in caplog.text
+    assert "id_02: no threshold: no clip of it trained the model\n" in caplog.text

@@ -142,7 +142,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         ("train.loss_weight_magnitude", -1.0, "must be >= 0"),
         ("train.loss_weight_complex", -1.0, "must be >= 0"),
         ("train.patience", -1, "must be >= 0"),
-        ("train.seed", -1, "must be >= 0"),
+        ("train.seed", -1, "must be in 0..2**48-1"),
+        ("train.seed", 2**48, "must be in 0..2**48-1"),
     ],
 )
 def test_a_bad_value_is_refused_by_name_rule_and_value(name: str, value: Any, rule: str) -> None:

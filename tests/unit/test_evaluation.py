@@ -103,6 +103,7 @@ def test_an_id_without_training_clips_has_no_auc_and_no_threshold(tmp_path: Path
         assert report.auc == pytest.approx(np.mean(list(report.aucs.values())))
         assert report.worst_auc == min(report.aucs.values())
     assert found.thresholds["id_02"] is None
+    assert [name for name, j in found.val_youden_j.items() if j is None] == ["id_02"]
     line = describe(found.test, "test_auc")[2]
     assert line == "  id_02  no AUC, left out of the mean (5 normal, 5 anomalous; none to train on)"
     missing = [line for line in table(analyse(found)) if line.startswith("id_02: ")]

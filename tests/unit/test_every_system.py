@@ -12,7 +12,7 @@ from mimimi_core.evaluation import build_detector, evaluate
 from mimimi_core.network import build_network, network_cost
 from mimimi_core.pack import Pack
 from mimimi_core.training import Training
-from tests.model_fixtures import CPU, tone_pack
+from tests.model_fixtures import CPU, Reads, tone_pack
 from tests.system_fixtures import SYSTEMS, small_config
 
 
@@ -92,6 +92,14 @@ def test_a_saved_detector_scores_like_its_training(tmp_path: Path, pack: Pack, s
     if detector.device == CPU:
         scores = detector.score_pack(pack, clips).scores
         np.testing.assert_array_equal(scores, evaluation.test_scores.scores)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_steps_of_an_epoch_read_nothing_back(pack: Pack, system: str) -> None:
+    training = Training(small_config(system), pack, CPU)
+    with Reads() as reads:
+        training.train_steps()
+    assert reads.n == 0
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -94,8 +94,8 @@ def test_empty_cells_have_a_reason(analysis: Analysis) -> None:
     assert "id_04: no AUC, left out of the mean: no normal clip in the test" in lines
     assert "id_02: no AUC, left out of the mean: no anomalous clip in the test" in lines
     assert (
-        "id_04: no threshold, no decisions: fewer than two normal clips were held out of training"
-        in lines
+        "id_04: no threshold, no decisions: fewer than two held-out normal clips with different "
+        "scores" in lines
     )
 
 

@@ -46,6 +46,23 @@ def test_figures_are_printed_in_full_in_lines_that_a_shell_reads(
     assert float(value) > float(level)  # as the decision says
 
 
+@pytest.mark.parametrize(
+    ("untrained", "why"),
+    [
+        ((), "fewer than two held-out normal clips with different scores; scores only"),
+        (("id_00",), "no clip of it trained the model, so its scores count for nothing"),
+    ],
+)
+def test_an_id_without_a_threshold_has_a_reason(
+    tmp_path: Path, untrained: tuple[str, ...], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector = make_detector()
+    detector.untrained_ids = untrained
+    detector.save(tmp_path / "model")
+    assert run(tmp_path / "model", write_wav(tmp_path / "a.wav", noise(0))) == 0
+    assert caplog.messages == [f"id_00 has no threshold: {why}"]
+
+
 def test_clips_that_are_resampled_or_repeated_are_told_once_per_kind(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -154,7 +154,17 @@ def test_one_false_alarm_in_ten_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "scores", [[], [0.3], [0.3, 0.3, 0.3], [0.0, 0.0], [0.70711696, 0.707117, 0.707117]]
+    "scores",
+    [
+        [],
+        [0.3],
+        [0.3, 0.3, 0.3],
+        [0.0, 0.0],
+        [0.70711696, 0.707117, 0.707117],
+        [0.0, 2.2e-16],  # below what a gamma distribution is fitted to
+        [1e-14, 5e-13],
+        [1e-14, 1.0000001e-12],
+    ],
 )
 def test_fewer_than_two_different_scores_give_no_threshold(scores: list[float]) -> None:
     assert fit_threshold(scores) is None

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from pyarrow import fs
 
 from mimimi_core.clips import find_clips
+from mimimi_core.config import TrialConfig
 from mimimi_core.detector import Detector
 from mimimi_core.pack import open_pack, pack_clips
+from mimimi_core.training import Training
 from search import pack_cache, shared_files
 from search.conclude import _evaluate
 from search.finalists import _nll
@@ -58,6 +61,26 @@ def test_a_worker_hands_over_the_winner_s_detector_and_figures(
         (tmp_path / file).write_bytes(content)
     assert Detector.load(tmp_path).machine_type == "fan"
     assert _nll(files.root, state, name, 1).shape == (len(open_pack(pack).names), 2)
+
+
+def test_a_winner_judges_alone_where_another_network_scores_all_clips_alike(
+    files: SharedFiles, tmp_path: Path
+) -> None:
+    clips = find_clips(write_dcase2020(tmp_path / "data", n_train=12, n_test=6))["fan"]
+    path = pack_clips(clips, tmp_path / "runs" / "packs")
+    states = []
+    for seed in (0, 1):
+        training = Training(
+            TrialConfig.from_params({**PARAMS, "train.seed": seed}), open_pack(path)
+        )
+        if seed == 1:
+            torch.nn.init.zeros_(training.network.total_conv.weight)
+        states.append(files.name("s", "confirmation", "fan", f"{seed:05d}-0", CHECKPOINT))
+        files.write(states[-1], lambda path, training=training: training.save(path, {}))
+    evaluation, _, _ = _evaluate(files.root, states, files.share(path), 1)
+    assert evaluation.kinds == ("deep_encoder",)
+    alone, _, _ = _evaluate(files.root, states[:1], files.share(path), 1)
+    assert evaluation.test == alone.test
 
 
 @pytest.mark.parametrize("content", [None, b"cut short"])

@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from mimimi_core import checkpoint
 from mimimi_core.checkpoint import CheckpointError
 from mimimi_core.clips import find_clips
 from mimimi_core.config import AugmentConfig, ConfigError, TrainConfig
@@ -24,7 +25,7 @@ from mimimi_core.training import (
 )
 from tests.audio_fixtures import write_dcase2020
 from tests.model_fixtures import AUGMENT_ALL, CPU, Reads, resplit, tiny_config, tone_pack
-from tests.system_fixtures import Constant
+from tests.system_fixtures import Constant, small_config
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,26 @@ def test_a_checkpoint_of_other_settings_or_clips_is_refused(tmp_path: Path, pack
         Training(tiny_config(lr=0.5), others, CPU).restore(tmp_path / "state.pt")
 
 
+def test_a_checkpoint_from_before_a_setting_existed_is_of_its_default(
+    tmp_path: Path, pack: Pack
+) -> None:
+    path = tmp_path / "state.pt"
+    training = Training(tiny_config(patience=2), pack, CPU)
+    training.save(path, {})
+    state = checkpoint.load(path, CPU)
+    for name in ("train.weight_decay", "frontend.normalization"):
+        del state["params"][name]
+    checkpoint.save(state, path)
+    assert Training.from_checkpoint(path, pack, CPU).config == training.config
+    other = tiny_config(patience=2, weight_decay=0.5)
+    with pytest.raises(OtherTrainingError, match=r"train\.weight_decay is 0\.0 there, 0\.5 here"):
+        Training(other, pack, CPU).restore(path)
+    for params in (None, {"train.lr": 0.0}, {"train.momentum": 0.9}):  # of a later version
+        checkpoint.save({**state, "params": params}, path)
+        with pytest.raises(OtherTrainingError, match="params"):
+            training.restore(path)
+
+
 def test_the_seed_decides_the_bits(pack: Pack) -> None:
     def train(seed: int) -> Training:
         training = Training(tiny_config(AUGMENT_ALL, seed=seed), pack, CPU)
@@ -106,6 +127,12 @@ def test_the_seed_decides_the_bits(pack: Pack) -> None:
     first, again, other = train(1), train(1), train(2)
     assert _are_equal(_weights(first), _weights(again))
     assert not _are_equal(_weights(first), _weights(other))
+
+
+def test_the_largest_seed_trains(pack: Pack) -> None:
+    with pytest.raises(ConfigError, match=r"train\.seed must be in"):
+        tiny_config(seed=2**48)
+    assert np.isfinite(Training(tiny_config(seed=2**48 - 1), pack, CPU).run_epoch()["train_loss"])
 
 
 def test_the_seed_decides_both_the_start_and_what_is_drawn(pack: Pack) -> None:
@@ -225,6 +252,19 @@ def test_no_training_clips_at_all_are_refused(pack: Pack) -> None:
 def test_one_machine_id_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 2 machine ids"):
         Training(tiny_config(), tone_pack(n_ids=1), CPU)
+
+
+def test_a_classifier_needs_training_clips_of_two_ids(pack: Pack) -> None:
+    """Of one alone it would learn to say its name, whatever it hears."""
+    of_id = np.flatnonzero((pack.splits == "train") & (pack.id_index == 1))
+    bare = resplit(pack, of_id, "unused")
+    wanted = (
+        r"fan: network\.kind 'deep_encoder' .* at least 2 machine ids, got id_00 of id_00, id_02"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        Training(tiny_config(), bare, CPU)
+    for system in ("gmade", "mahalanobis"):
+        assert "val_auc/id_00" in Training(small_config(system), bare, CPU).run_epoch()
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(pack: Pack) -> None:
