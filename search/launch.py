@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -284,9 +284,15 @@ class _CheckpointSweeper:
         self._files, self._folder = files, folder
         self._thread = ThreadPoolExecutor(1)
 
-    def sweeping(self) -> AbstractContextManager[Any]:
-        """Everything is deleted at its end."""
-        return self._thread
+    @contextmanager
+    def sweeping(self) -> Iterator[None]:
+        """Everything is deleted at its end; an exception waits for nothing and leaves rubbish."""
+        try:
+            yield
+            self._thread.shutdown()
+        except BaseException:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
         if trial.state in (TrialState.PRUNED, TrialState.FAIL):
