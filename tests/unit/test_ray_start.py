@@ -3,9 +3,12 @@
 But for the deletion of checkpoints, which needs none.
 """
 
+import os
+import signal
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,43 @@ def test_without_an_address_a_search_joins_no_cluster(monkeypatch: pytest.Monkey
         pass
     # None would have Ray join the cluster that `ray start` last left a note of, dead or alive.
     assert asked["address"] == "local"
+
+
+@pytest.fixture
+def ray_with_its_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray that ends the process on SIGTERM as the real one does, with 15 and without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def init(**options: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+    monkeypatch.setattr(launch.ray, "init", init)
+    monkeypatch.setattr(launch.ray, "shutdown", lambda: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("ray_with_its_handler")
+def test_sigterm_at_any_time_is_as_ctrl_c() -> None:
+    with pytest.raises(KeyboardInterrupt), launch.cluster(None):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):  # the report is yet to come
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("ray_with_its_handler")
+def test_a_cluster_may_be_joined_from_another_thread() -> None:
+    joined = []
+
+    def join() -> None:
+        with launch.cluster(None):
+            joined.append(True)
+
+    thread = threading.Thread(target=join)
+    thread.start()
+    thread.join()
+    assert joined
 
 
 @pytest.fixture
