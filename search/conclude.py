@@ -20,6 +20,7 @@ from mimimi_core.winner_figures import winner_figures
 from search.champions import Candidate, Decision, challenge, compare_with_champion
 from search.config import PromotionConfig
 from search.confirmation import Winner
+from search.failures import WORKER_RETRIES
 from search.lost_workers import scored
 from search.registry import Registry
 from search.shared_files import SharedFiles
@@ -73,7 +74,8 @@ def conclude(
         The machine type's entry in the last line of stdout; None is what cannot be computed.
 
     Raises:
-        StepLost: The winner's state cannot be read, or the worker that scores died.
+        StepLost: The winner's state cannot be read, or the worker that scores died or lost its
+            device.
     """
     counts = {
         "trials": len(study.trials()),
@@ -96,7 +98,12 @@ def conclude(
 
     model_folder = folder / "models" / study.machine_type
     evaluation_folder = folder / "evaluation" / study.machine_type
-    task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources["gpu"])(_evaluate)
+    task = ray.remote(
+        num_cpus=resources["cpu"],
+        num_gpus=resources["gpu"],
+        max_retries=WORKER_RETRIES,
+        retry_exceptions=[torch.AcceleratorError],
+    )(_evaluate)
     threads = max(1, int(resources["cpu"]))
     evaluation, model, figures = scored(
         task.remote(files.root, winner.checkpoints, shared_pack, threads), study.machine_type

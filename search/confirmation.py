@@ -128,13 +128,18 @@ def confirm(
 
 
 def find_winner(
-    study: TypeStudy, space: SpaceFile, folder: Path, files: SharedFiles | None = None
+    study: TypeStudy,
+    space: SpaceFile,
+    folder: Path,
+    files: SharedFiles | None = None,
+    is_over: bool = True,
 ) -> Winner | None:
     """The finalist with the highest mean; without confirmation, the best trial itself.
 
     The network that goes on is that of the first fresh seed: choosing among seeds would be
     selection again. With `confirmation.ensemble`, so do those of the next best finalists. A
-    finalist that fails with a fresh seed is no winner.
+    finalist that fails with a fresh seed is no winner. While the study is not over the confirmation
+    is yet to come, and that none is confirmed is no news.
     """
     files = files or SharedFiles(folder.parent)
     trained = confirmed(study, space, folder, files)
@@ -152,7 +157,7 @@ def find_winner(
     best = study.best()
     if best is None or best.value is None:
         return None
-    if space.confirmation.top:
+    if space.confirmation.top and is_over:
         logger.warning("%s: no finalist is confirmed, the best trial stands", study.machine_type)
     state = f"{checkpoint_name(files, folder, study.machine_type, best.number)}/{CHECKPOINT}"
     return Winner(members=(best.number,), checkpoints=(state,), objectives=())

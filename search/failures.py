@@ -9,10 +9,11 @@
 | the worker process or its node dies | continues from its last epoch on any node | by Tune, `WORKER_RETRIES` times, then FAIL |
 | a machine is taken back with notice (`cluster/gpu.yaml`) | as above | as often as that happens |
 | the shared storage refuses a trial (`search/shared_files.py`) for `PATIENCE_S`, half of `study.hang_minutes` at most, as a full disk does, or a folder that its node has not mounted | continues from its last stored epoch | once; then the search ends, the trial stays RUNNING |
+| its checkpoint is cut short, or another study's | begins anew from the first epoch | at once |
 | no report for `longest_silence_s` | its worker is killed, then as for one that died | as above, then FAIL "hung" |
 | a training of the confirmation loses its worker, or its device fails as above | its finalist cannot win, reason | by Ray, `WORKER_RETRIES` times, and as often where it was killed for its memory |
 | the shared storage refuses a training of the confirmation, or who scores clips | the search ends, no failure or outcome is recorded | when the command is repeated |
-| a worker dies that scores the winner's or the finalists' clips | the search ends, no outcome is recorded | by Ray as above, then when the command is repeated |
+| a worker dies that scores the winner's or the finalists' clips, or its device fails as above | the search ends, no outcome is recorded | by Ray as above, then when the command is repeated |
 | the study's own storage refuses a record for `PATIENCE_S` (`search/journal.py`, `postgres.py`) | stays RUNNING; the search ends | when the command is repeated |
 | the driver is killed, interrupted or out of time | stays RUNNING in the storage | when the command is repeated |
 

@@ -21,6 +21,7 @@ from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import held_out_normals
 from search.config import SpaceFile
 from search.confirmation import confirmed
+from search.failures import WORKER_RETRIES
 from search.lost_workers import scored
 from search.shared_files import SharedFiles
 from search.space import all_params
@@ -54,14 +55,19 @@ def score_finalists(
         shared_pack: What `files` calls the pack.
 
     Raises:
-        StepLost: A state cannot be read, or a worker that scores died.
+        StepLost: A state cannot be read, or a worker that scores died or lost its device.
     """
     trained = confirmed(study, space, folder, files)
     tested = {str(number): names for number, names in trained.items()}
     noted = study.noted(FINALISTS)
     if not trained or (noted and noted["tested"] == tested):
         return
-    task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources["gpu"])(_nll)
+    task = ray.remote(
+        num_cpus=resources["cpu"],
+        num_gpus=resources["gpu"],
+        max_retries=WORKER_RETRIES,
+        retry_exceptions=[torch.AcceleratorError],
+    )(_nll)
     threads = max(1, int(resources["cpu"]))
     waiting = {
         number: [task.remote(files.root, name, shared_pack, threads) for name in names]

@@ -3,11 +3,13 @@
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,9 @@ _ENVIRONMENT = {
 def cluster(address: str | None) -> Iterator[None]:
     """Join the cluster at `address` (or `RAY_ADDRESS`), else start one on this machine.
 
+    From then on SIGTERM is taken as Ctrl-C, to the end of the process: the handler that Ray leaves
+    there ends it without a word.
+
     Raises:
         StudyError: No cluster answers there.
     """
@@ -70,6 +75,8 @@ def cluster(address: str | None) -> Iterator[None]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise StudyError(f"no Ray cluster answers at --address {address}: {error}") from error
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        if threading.current_thread() is threading.main_thread():  # Python forbids it elsewhere
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with withdrawn_at_the_end() if address else nullcontext():
                 yield
@@ -284,9 +291,15 @@ class _CheckpointSweeper:
         self._files, self._folder = files, folder
         self._thread = ThreadPoolExecutor(1)
 
-    def sweeping(self) -> AbstractContextManager[Any]:
-        """Everything is deleted at its end."""
-        return self._thread
+    @contextmanager
+    def sweeping(self) -> Iterator[None]:
+        """Everything is deleted at its end; an exception waits for nothing and leaves rubbish."""
+        try:
+            yield
+            self._thread.shutdown()
+        except BaseException:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def on_trial(self, machine_type: str, trial: FrozenTrial) -> None:
         if trial.state in (TrialState.PRUNED, TrialState.FAIL):

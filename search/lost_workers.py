@@ -6,6 +6,7 @@ Ray has retried what is its to retry by then. Storage that refuses ends the comm
 from typing import Any
 
 import ray
+import torch
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune import tune as tune_runs
@@ -29,14 +30,15 @@ def scored(tasks: Any, who: str) -> Any:
         who: Whose test it is, for the message.
 
     Raises:
-        StepLost: Their workers died, or storage refuses them; another error of the tasks
-            themselves is raised as it is.
+        StepLost: Their workers died, their device broke, or storage refuses them; another error
+            of the tasks themselves is raised as it is.
     """
     try:
         return ray.get(tasks)
     except RayError as error:
         reason = refusal_of(error)
-        if reason is None and isinstance(error, RayTaskError):
+        is_broken_device = isinstance(getattr(error, "cause", None), torch.AcceleratorError)
+        if reason is None and isinstance(error, RayTaskError) and not is_broken_device:
             raise
         reason = reason or reason_of_lost_task(error)
     raise StepLost(

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from mimimi_core.audio import AudioError
@@ -41,11 +42,15 @@ def main(argv: list[str] | None = None) -> int:
         space = load_space(args.space, overrides)
         time_budget_s = _seconds(args.time_budget)
         machine_types = _names(args.machine_types)
+        if not args.dry_run:
+            _require_folder(args.out)
         manifest = find_data(
             args.data, args.out, machine_types, space.study.joint, look_only=args.dry_run
         )
     except _USER_ERRORS as error:
         return _refuse(error)
+    except OSError as error:
+        return _end_without_room(error, args.out)
     if args.dry_run:
         from search.dry_run import describe_search
 
@@ -76,14 +81,7 @@ def _search(
     except (*_USER_ERRORS, SharedFilesError, StudyError, TrackingError) as error:
         return _refuse(error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(
-            f"error: {error}; make room on the disk of --out {args.out}, or of temporary files, "
-            "and repeat the command: what is recorded is safe",
-            file=sys.stderr,
-        )
-        return 1
+        return _end_without_room(error, args.out)
     print(json.dumps(summary))
     return 0 if succeeded else 1
 
@@ -140,6 +138,24 @@ def _require_name(study: str | None) -> None:
         )
 
 
+def _require_folder(out: Path) -> None:
+    """Make the folder of all results, and see that it can be written.
+
+    Raises:
+        SpaceError: It cannot.
+        OSError: Its disk is full.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise SpaceError(
+            f"--out must be a folder that can be written, got {out}: {error.strerror}"
+        ) from error
+
+
 def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
@@ -147,6 +163,18 @@ def _seconds(text: str | None) -> float | None:
     if not match or not float(match[1]):
         raise SpaceError(f"--time-budget must be a number with s, m, h or d, got {text!r}")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _end_without_room(error: OSError, out: Path) -> int:
+    """The exit code for a full disk; any other error is raised."""
+    if error.errno != errno.ENOSPC:
+        raise error
+    print(
+        f"error: {error}; make room on the disk of --out {out}, or of temporary files, "
+        "and repeat the command: what is recorded is safe",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _refuse(error: Exception) -> int:

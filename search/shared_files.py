@@ -13,6 +13,7 @@ from the machine's role. A URI that holds some is refused. Objects are written w
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -26,7 +27,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from search.pack_cache import PackCacheError, cached_pack, digest_of, require_room
+from search.pack_cache import PackCacheError, cache_folder, cached_pack, digest_of, require_room
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,8 @@ class SharedFiles:
         """A file that `share` named, on this node: in place, or its copy.
 
         Raises:
-            SharedFilesError: The store refuses, the node has no room, or it lacks the folder.
+            SharedFilesError: The store refuses, or the node has no room, lacks the folder, or
+                cannot use that of its copies.
         """
         if self._folder:
             self._patiently(f"read {name}", lambda: self._see(name))
@@ -146,6 +148,12 @@ class SharedFiles:
             return cached_pack(copy.name, digest, lambda part: self._download(name, part))
         except PackCacheError as error:
             raise SharedFilesError(f"{self.root}: {error}") from error
+        except OSError as error:
+            raise SharedFilesError(
+                f"{self.root}: {socket.gethostname()} must be able to keep a copy of {name} in "
+                f"{cache_folder()}, but: {_line(error)}; set XDG_CACHE_HOME on the nodes to a "
+                "folder that can be written"
+            ) from error
 
     def require(self, name: str) -> None:
         """Make sure that a file that `share` named can be seen from here.
@@ -183,12 +191,13 @@ class SharedFiles:
         """A file as it is now; the path does not exist if nobody wrote it.
 
         Raises:
-            SharedFilesError: The store refuses for as long as it is waited for.
+            SharedFilesError: The store refuses, or there is no temporary folder, for as long as it
+                is waited for.
         """
         if self._folder:
             yield Path(name)
             return
-        with tempfile.TemporaryDirectory() as scratch:
+        with self._patiently(f"read {name}", tempfile.TemporaryDirectory) as scratch:
             path = Path(scratch, PurePosixPath(name).name)
             self._patiently(f"read {name}", lambda: self._copy(name, path))
             yield path

@@ -133,7 +133,7 @@ def run_study(
                 machine_type: conclude(
                     study,
                     packs[machine_type],
-                    find_winner(study, space_file, folder, files),
+                    find_winner(study, space_file, folder, files, is_over),
                     folder=folder,
                     resources=resources,
                     files=files,
@@ -167,7 +167,7 @@ def run_study(
                 tracker.finish(machine_type, "KILLED")
             else:
                 tracker.finish(machine_type, "FINISHED" if outcome["complete"] else "FAILED")
-        _say_what_is_left(studies, space_file, resources)
+        _say_what_is_left(studies, space_file, resources, is_over)
         _say_where_to_look(tracker, studies, report)
     summary = {"study": name, "machine_types": outcomes, "tracking_uri": tracking_uri}
     return summary, is_over and all(outcome["complete"] for outcome in outcomes.values())
@@ -346,7 +346,10 @@ def _require_scale(pack: Pack) -> None:
 
 
 def _say_what_is_left(
-    studies: Mapping[str, TypeStudy], space_file: SpaceFile, resources: Mapping[str, float]
+    studies: Mapping[str, TypeStudy],
+    space_file: SpaceFile,
+    resources: Mapping[str, float],
+    is_over: bool,
 ) -> None:
     options = space_file.study
     left = sum(s.n_left(options.trials) + s.count("paused") for s in studies.values())
@@ -359,6 +362,8 @@ def _say_what_is_left(
         )
     elif left:
         logger.warning("%d trials are unfinished: repeat the command to continue", left)
+    elif not is_over:
+        logger.warning("the winner is not chosen yet: repeat the command to continue")
 
 
 def _say_where_to_look(tracker: Tracker, studies: Mapping[str, TypeStudy], report: Path) -> None:

@@ -12,7 +12,7 @@ from mimimi_core.checkpoint import CheckpointError
 from mimimi_core.config import TrialConfig
 from mimimi_core.crops import Crops
 from mimimi_core.pack import Pack, open_pack
-from mimimi_core.training import OtherTrainingError, Training
+from mimimi_core.training import Training
 from search.failures import reason_of
 from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
 
@@ -81,7 +81,9 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
 def open_training(
     config: dict[str, Any], crops: Crops | None = None
 ) -> tuple[Training, dict[str, float]]:
-    """A training on this worker and its last epoch's metrics, none if it has no checkpoint.
+    """A training on this worker and its last epoch's metrics, none if it begins.
+
+    One whose checkpoint cannot be read, or is another's, begins anew: epochs are lost, no trial.
 
     Args:
         config: See `TrialRunner`.
@@ -97,7 +99,7 @@ def open_training(
             return training, {}
         try:
             return training, training.restore(path)
-        except OtherTrainingError as error:  # of a study that had this name, and is gone
+        except CheckpointError as error:  # cut short, or of a study that had this name and is gone
             logger.warning("begins anew: %s", error)
             return training, {}
 

@@ -13,6 +13,8 @@ from search.study import _say_what_is_left
 from tests.doubles import space_file
 from tests.study_fixtures import new_study
 
+RESOURCES = {"cpu": 1.0, "gpu": 0.0}
+
 
 def timed_study(*seconds: float, machine_type: str = "fan") -> TypeStudy:
     """A trial that took so many seconds for each of its epochs, and one that told nothing."""
@@ -57,7 +59,7 @@ def test_it_is_said_how_unfinished_trials_may_go_on(
     hours: float | None, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     space = space_file(trials=4, study={"hours": hours})
-    _say_what_is_left({"fan": timed_study(3600.0)}, space, {"cpu": 1.0, "gpu": 0.0})
+    _say_what_is_left({"fan": timed_study(3600.0)}, space, RESOURCES, is_over=False)
     assert caplog.messages == [remedy]
 
 
@@ -100,3 +102,16 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, section: str, message: 
     path.write_text(f"{section}\nparameters:\n  train.lr: {{kind: float, low: 0.1, high: 0.2}}\n")
     with pytest.raises(SpaceError, match=message):
         load_space(path)
+
+
+@pytest.mark.parametrize(
+    ("is_over", "said"),
+    [(False, ["the winner is not chosen yet: repeat the command to continue"]), (True, [])],
+)
+def test_who_interrupts_after_the_last_trial_is_told_that_the_winner_is_missing(
+    is_over: bool, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    study = new_study()
+    study.finish(study.ask().number, TrialState.COMPLETE, value=0.9)
+    _say_what_is_left({"fan": study}, space_file(trials=1), RESOURCES, is_over)
+    assert caplog.messages == said

@@ -99,3 +99,16 @@ def test_without_confirmation_the_best_complete_trial_stands(
 def test_fresh_seeds_differ_from_the_trial_s_and_from_each_other(study: TypeStudy) -> None:
     seeds = {study.train_seed(1), study.train_seed(1, 0), study.train_seed(1, 1)}
     assert len(seeds) == 3
+
+
+@pytest.mark.parametrize(("is_over", "n_said"), [(True, 1), (False, 0)])
+def test_that_nobody_is_confirmed_is_said_only_once_the_study_is_over(
+    is_over: bool,
+    n_said: int,
+    study: TypeStudy,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert find_winner(study, settings(top=2, seeds=2), tmp_path, is_over=is_over)
+    warning = "fan: no finalist is confirmed, the best trial stands"
+    assert caplog.messages == [warning] * n_said

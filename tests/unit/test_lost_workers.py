@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from optuna.trial import TrialState
 from ray.exceptions import RayTaskError
 
@@ -50,6 +51,30 @@ def test_storage_that_refuses_a_scoring_ends_the_command_in_a_line() -> None:
     with pytest.raises(SystemExit) as ended:
         scored(["task"], "fan")
     assert line_of(ended.value).startswith(f"fan: the clips could not be scored: {REFUSAL}; ")
+
+
+def test_a_device_that_fails_a_scoring_ends_the_command_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Raised by hand: no GPU was broken for it."""
+
+    def get(tasks: Any) -> None:
+        raise raised_in_a_task(torch.AcceleratorError("CUDA error: launch failure"))
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(SystemExit) as ended:
+        scored(["task"], "fan")
+    lost = "worker lost: AcceleratorError: CUDA error: launch failure"
+    assert line_of(ended.value).startswith(f"fan: the clips could not be scored: {lost}; ")
+
+
+def test_an_error_of_the_scoring_itself_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(tasks: Any) -> None:
+        raise raised_in_a_task(ZeroDivisionError("division by zero"))
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(ZeroDivisionError):
+        scored(["task"], "fan")
 
 
 @pytest.mark.usefixtures("refused")

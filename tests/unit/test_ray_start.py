@@ -1,13 +1,23 @@
-"""Which Ray a search runs on, and what fits there; the rest of `launch` is tested on a real one."""
+"""Which Ray a search runs on, and what fits there; the rest of `launch` is tested on a real one.
 
+But for the deletion of checkpoints, which needs none.
+"""
+
+import os
+import signal
+import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from search import launch
 from search.config import Resources
+from search.shared_files import SharedFiles
 from search.studies import StudyError
 
 Machines = list[dict[str, float]]
@@ -23,6 +33,43 @@ def test_without_an_address_a_search_joins_no_cluster(monkeypatch: pytest.Monkey
         pass
     # None would have Ray join the cluster that `ray start` last left a note of, dead or alive.
     assert asked["address"] == "local"
+
+
+@pytest.fixture
+def ray_with_its_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray that ends the process on SIGTERM as the real one does, with 15 and without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def init(**options: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+    monkeypatch.setattr(launch.ray, "init", init)
+    monkeypatch.setattr(launch.ray, "shutdown", lambda: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("ray_with_its_handler")
+def test_sigterm_at_any_time_is_as_ctrl_c() -> None:
+    with pytest.raises(KeyboardInterrupt), launch.cluster(None):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):  # the report is yet to come
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("ray_with_its_handler")
+def test_a_cluster_may_be_joined_from_another_thread() -> None:
+    joined = []
+
+    def join() -> None:
+        with launch.cluster(None):
+            joined.append(True)
+
+    thread = threading.Thread(target=join)
+    thread.start()
+    thread.join()
+    assert joined
 
 
 @pytest.fixture
@@ -65,3 +112,40 @@ def test_slots_are_counted_machine_by_machine(
 ) -> None:
     cluster_of({"node:head": 1.0}, FEW_CORES, FEW_CORES, NO_GPU)
     assert launch._slots(resources) == n
+
+
+class SlowFiles(SharedFiles):
+    """Whose deletions take until they are let go."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.n_deleted, self.let_go, self.begun = 0, threading.Event(), threading.Event()
+
+    def delete(self, name: str) -> None:
+        self.begun.set()
+        assert self.let_go.wait(60)
+        self.n_deleted += 1
+
+
+def test_at_the_end_every_pruned_trial_s_state_is_deleted(tmp_path: Path) -> None:
+    files = SlowFiles(tmp_path)
+    files.let_go.set()
+    sweeper = launch._CheckpointSweeper(files, tmp_path / "s")
+    with sweeper.sweeping():
+        for _ in range(8):
+            sweeper.on_trial("fan", create_trial(state=TrialState.PRUNED))
+    assert files.n_deleted == 8
+
+
+def test_who_stops_at_once_waits_for_no_deletion(tmp_path: Path) -> None:
+    files = SlowFiles(tmp_path)
+    sweeper = launch._CheckpointSweeper(files, tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt), sweeper.sweeping():  # noqa: PT012
+        for _ in range(8):
+            sweeper.on_trial("fan", create_trial(state=TrialState.PRUNED))
+        assert files.begun.wait(60)
+        raise KeyboardInterrupt
+    assert files.n_deleted == 0
+    files.let_go.set()
+    sweeper._thread.shutdown()
+    assert files.n_deleted == 1  # which had begun

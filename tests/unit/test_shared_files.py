@@ -162,6 +162,29 @@ def test_a_pack_that_somebody_deleted_is_said(files: SharedFiles, store: Faulty)
         files.fetch("packs/fan-0.arrow")
 
 
+@pytest.mark.parametrize("below", ["", "below"], ids=["a file", "below a file"])
+def test_a_node_whose_cache_folder_cannot_be_used_says_so(
+    below: str, files: SharedFiles, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = files.share(pack)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / below))
+    with pytest.raises(SharedFilesError, match=r"prefix: .*file.* set XDG_CACHE_HOME on the nodes"):
+        files.fetch(name)
+
+
+def test_a_node_without_a_temporary_folder_says_so(
+    files: SharedFiles, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(shared_files.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(SharedFilesError, match=r"read x/state\.pt.* No usable temporary directory"):
+        read(files, "x/state.pt")
+    assert clock.now == PATIENCE_S  # a disk that is full may have room yet
+
+
 def test_a_delete_that_is_refused_is_no_failure(files: SharedFiles, store: Faulty) -> None:
     files.write("s/a/state.pt", writes(b"state"))
     store.refusals["delete"] = 1

@@ -12,7 +12,7 @@ from mimimi_core.pack import pack_clips
 from search import pack_cache, shared_files, trainable
 from search.launch import worker_config
 from search.shared_files import PATIENCE_S, SharedFiles, SharedFilesError
-from search.trainable import TrialRunner
+from search.trainable import CHECKPOINT, TrialRunner
 from tests.audio_fixtures import write_dcase2020
 from tests.doubles import space_file
 from tests.model_fixtures import TINY_PARAMS
@@ -93,6 +93,22 @@ def test_a_trial_takes_over_no_checkpoint_of_another_study_that_had_its_name(
     assert [result["epoch"] for result in results] == [1, 2, 3]
     assert [result["objective"] for result in results] == told
     assert TrialRunner(mine).step()["epoch"] == 3  # its own is in the place of the other
+
+
+def test_a_trial_whose_checkpoint_is_cut_short_begins_anew(
+    config: dict[str, Any], store: Faulty, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = TrialRunner(config)
+    told = [gone.step()["objective"] for _ in range(EPOCHS)]
+    name = f"/bucket/prefix/{config['checkpoint']}/{CHECKPOINT}"
+    store.memory.pipe(name, store.memory.cat(name)[:100])
+    runner = TrialRunner(config)
+    results = [runner.step() for _ in range(EPOCHS)]
+    assert [result.get("epoch") for result in results] == [1, 2, 3]
+    assert [result["objective"] for result in results] == told
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("begins anew: ")
+    assert TrialRunner(config).step()["epoch"] == 3
 
 
 def test_a_store_that_refuses_for_a_while_costs_no_trial(
