@@ -178,7 +178,8 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         study, number = self._studies[trial.config["machine_type"]], trial.config["number"]
         stored = study.trial(number)
         before, epoch = stored.intermediate_values, result["epoch"]
-        if self.pauses and stored.user_attrs.get(LET_ON) != epoch:
+        # Rungs up to the one that let it on are passed, also where a state of before is continued.
+        if self.pauses and epoch > stored.user_attrs.get(LET_ON, 0):
             return self._pause(trial, epoch)
         if epoch in before:  # reported again after a restart, judged already
             return str(TrialScheduler.CONTINUE)

@@ -102,6 +102,20 @@ def test_a_trial_whose_search_ends_before_its_pause_is_noted_passes_no_rung(
         assert paused_after(run_until_paused(search, 0.9)) == 2  # let on from the first
 
 
+def test_a_state_from_before_the_rung_that_let_a_trial_on_passes_the_rungs_again(
+    tmp_path: Path,
+) -> None:
+    """Its later states could not be stored: paused at each of them, it would never go on."""
+    with searching(tmp_path, 9, scheduler=PAUSING) as search:
+        for level in (0.6, 0.9, 0.9, 0.6, 0.9, 0.9):  # the better two get to the second rung
+            run_until_paused(search, level)
+        trial = search.tune.start()
+        assert trial is not None
+        assert search.studies["fan"].trial(trial.config["number"]).user_attrs["let_on"] == 2
+        assert search.tune.report(trial, result_of(1, EPOCHS, 0.9))
+        assert search.tune.report(trial, result_of(2, EPOCHS, 0.9))
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_whole_search_leaves_nothing_behind(tmp_path: Path, sampler: str) -> None:
     types = ("fan", "valve")

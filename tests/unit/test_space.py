@@ -7,8 +7,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.config import load_space
-from search.space import DEFAULTS, Space, describe
+from search.config import SamplerConfig, load_space
+from search.space import DEFAULTS, Space, all_params, describe
+from tests import study_fixtures
 from tests.doubles import space_file
 
 PARAMETERS: dict[str, Any] = {
@@ -88,6 +89,30 @@ def test_whatever_a_space_suggests_it_holds(space: Space) -> None:
     for _ in range(20):
         params = space.suggest(study.ask())
         assert space.locate(params) == params
+
+
+@pytest.mark.parametrize("value", [6.9e-18, 0.1, 0.30000000000000004 - 6e-17])
+def test_a_step_is_as_exact_as_optuna_takes_it(value: float) -> None:
+    name = "augment.noise_p"
+    steps = {name: {"kind": "float", "low": 0.0, "high": 0.3, "step": 0.1}}
+    space = Space(space_file(parameters=steps).parameters)
+    assert space.locate({name: value}) is not None
+    assert space.locate({name: value + 1e-3}) is None
+
+
+@pytest.mark.parametrize(("high", "step"), [(0.3, 0.1), (0.6, 0.2)])
+def test_what_the_gaussian_process_suggests_the_space_holds(high: float, step: float) -> None:
+    rate = {"kind": "float", "low": 0.0, "high": high, "step": step}
+    parameters = {"augment.noise_p": rate, "train.lr": PARAMETERS["train.lr"]}
+    study = study_fixtures.new_study(
+        space=space_file(parameters=parameters), sampler=SamplerConfig(name="gp")
+    )
+    for _ in range(12):
+        trial = study.ask()
+        assert trial is not None
+        study.finish(
+            trial.number, TrialState.COMPLETE, value=1 - all_params(trial)["augment.noise_p"]
+        )
 
 
 def test_a_choice_is_held_by_its_value_and_a_truth_is_no_number() -> None:
