@@ -80,7 +80,7 @@ class StorageStopper(tune.Stopper):  # type: ignore[misc]
                 self.is_set = True
                 logger.error(
                     "the search ends, its trials unfinished, for a trial could not use the shared "
-                    "storage %d times in a row: %s; mend it and repeat the command to continue",
+                    "storage %d times: %s; mend it and repeat the command to continue",
                     len(refusals),
                     refusals[-1],
                 )

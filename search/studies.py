@@ -15,7 +15,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mimimi_core.config import differences
+from mimimi_core.config import ConfigError, TrialConfig, differences
 from search.config import SamplerConfig
 from search.samplers import build_sampler, derive_seed
 from search.space import Params, Space, all_params
@@ -153,11 +153,14 @@ class TypeStudy:
                 cost = {} if self._cost is None else {COST: self._cost(all_params(trial))}
                 return self._create(trial, TrialState.RUNNING, cost, excesses)
             shown = ", ".join(f"{name} by {100 * value:.0f} %" for name, value in broken.items())
-            reason = f"{INFEASIBLE}: exceeds {shown}"
-            self._create(trial, TrialState.PRUNED, {"reason": reason}, excesses)
+            misfit = _misfit(all_params(trial))
+            reason = misfit or f"exceeds {shown}"
+            self._create(trial, TrialState.PRUNED, {"reason": f"{INFEASIBLE}: {reason}"}, excesses)
+        rule = f"break a limit of `constraints` (the last one {reason}): raise it, or"
+        if misfit:
+            rule = f"do not fit together (the last one: {reason}):"
         raise StudyError(
-            f"{self.machine_type}: {_MOST_INFEASIBLE} suggestions in a row break a limit of "
-            f"`constraints` (the last one {reason.partition(': ')[2]}): raise it, or narrow the "
+            f"{self.machine_type}: {_MOST_INFEASIBLE} suggestions in a row {rule} narrow the "
             "parameters to what fits"
         )
 
@@ -352,11 +355,10 @@ class TypeStudy:
 
     def _refusal(self, differences: Sequence[str]) -> StudyError:
         lost = [trial.number for trial in self._all() if not self._holds(trial)]
-        return StudyError(
-            f"study {self._study.study_name!r} exists with other settings: {_shown(differences)}"
-            + (f"; trial {lost[0]} lies outside this space" if lost else "")
-            + "; choose another --study, or --out"
-        )
+        found = [f"exists with other settings: {_shown(differences)}"] if differences else []
+        found += [f"trial {lost[0]} lies outside this space"] if lost else []
+        name, why = self._study.study_name, "; ".join(found)
+        return StudyError(f"study {name!r}: {why}; choose another --study, or --out")
 
 
 def ending_of(trial: FrozenTrial) -> Ending:
@@ -371,6 +373,15 @@ def ending_of(trial: FrozenTrial) -> Ending:
             return "failed"
         case _:
             return "running" if paused_after(trial) is None else "paused"
+
+
+def _misfit(params: Params) -> str | None:
+    """Why settings cannot be trained together, whatever they cost; None if they can."""
+    try:
+        TrialConfig.from_params(params)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _never_ran(trial: FrozenTrial) -> bool:

@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from search.config import SchedulerConfig
+from search.hangs import HangWatch
 from search.schedulers import RULES, StudyScheduler
 from search.studies import TypeStudy
 from tests.doubles import LOSS, FakeTrial, result_of
@@ -216,3 +217,18 @@ def test_the_last_trial_that_waits_is_run(
     assert scheduler.choose_trial_to_run(Controller) is None
     assert scheduler.n_waiting == 0
     assert scheduler.debug_string() == "asha"
+
+
+def test_an_epoch_that_is_a_trial_s_only_one_tells_how_long_epochs_take() -> None:
+    """Tune hands it to `on_trial_complete` alone; without it a worker that hangs is waited for."""
+    studies = {"fan": new_study()}
+    now, killed = [0.0], list[str]()
+    watch = HangWatch(None, lambda trial: killed.append(trial.trial_id), lambda: now[0])
+    scheduler = StudyScheduler(studies, ASHA, 1, watch)
+    done, hung = (start(studies, "fan", trial_id) for trial_id in ("done", "hung"))
+    scheduler.on_trial_complete(None, done, result_of(1, 1, 0.9) | {"time_this_iter_s": 30.0})
+    hung.status = Trial.RUNNING
+    for _ in range(800):
+        now[0] += 5.0
+        watch.look([hung])
+    assert killed == ["hung"]

@@ -1,6 +1,7 @@
 """Which trials a study starts: offers, limits, grids, a second objective, and what is hidden."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SamplerConfig
+from search.costs import excesses
 from search.space import Params, all_params
 from search.studies import Offer, StudyError, TypeStudy
 from tests import study_fixtures
@@ -158,6 +160,16 @@ class TestLimits:
         study = new_study(excesses=over(1e-9))
         with pytest.raises(StudyError, match="fan: 200 suggestions in a row break a limit"):
             study.ask()
+
+    def test_settings_that_do_not_fit_together_are_told_by_their_rule(self) -> None:
+        storage = InMemoryStorage()
+        parameters = PARAMETERS | {"network.kind": {"kind": "fixed", "value": "autoencoder"}}
+        study = new_study(storage, parameters, excesses=partial(excesses, {}, n_ids=2))
+        with pytest.raises(StudyError, match=r"do not fit together .*frontend\.kind") as refused:
+            study.ask()
+        assert "raise it" not in str(refused.value)
+        (stored,) = [storage.get_all_trials(s._study_id) for s in storage.get_all_studies()]
+        assert "frontend.kind" in stored[0].user_attrs["reason"]
 
     def test_memory_that_did_not_suffice_is_one(self) -> None:
         """High rates run out of memory: booked as mere failures, they would be tried on and on."""
