@@ -18,6 +18,7 @@ import torch
 from mimimi_core.config import ConfigError, TrialConfig
 from mimimi_core.costs import train_gib
 from mimimi_core.pack import Pack, open_pack
+from mimimi_core.scoring import WINDOWS_PER_BATCH
 from mimimi_core.training import NonFiniteLossError, Training
 from search.config import SamplerConfig, SpaceFile, boundary_values
 from search.samplers import build_sampler
@@ -27,7 +28,6 @@ from search.space import Params, Space
 _MOST = 8  # trials on one GPU
 _SAFETY = 0.9  # of a GPU's memory; the rest is for what no trial has shown yet
 _N_DRAWN = 8
-_N_SCORED = 16  # clips; a 10 s clip has five windows, and 64 windows are scored at once
 _GIB = 2**30
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def dearest(space: SpaceFile, n_ids: int) -> TrialConfig:
     sampler, _ = build_sampler(SamplerConfig(name="random"), seed=0)
     asked = optuna.create_study(sampler=sampler)
     drawn = [compiled.suggest(asked.ask()) for _ in range(_N_DRAWN)]
-    best: tuple[float, Params] = (0.0, {})
+    best: tuple[float, Params] = (-1.0, {})  # closed-form systems need 0.0
 
     def consider(params: Params) -> None:
         nonlocal best
@@ -140,13 +140,15 @@ def hold_most(config: TrialConfig, pack: Pack, device: torch.device) -> Training
     training.batches.clips = training.batches.clips[: 2 * config.train.batch_size]
     training.train_steps()
     with suppress(NonFiniteLossError):  # its rate may be too high, its memory is the same
-        training.scores(np.arange(min(_N_SCORED, len(pack.names))))
+        # As many as are scored at once, for a clip has one window at least.
+        training.scores(np.arange(min(WINDOWS_PER_BATCH, len(pack.names))))
     return training
 
 
 def _on_the_cluster(config: TrialConfig, root: str, pack: str) -> Memory:
     """Wait for a GPU that is free."""
     probe = ray.remote(num_gpus=1, max_retries=0)(_probe)  # whose process ends with it
+    logger.info("waiting for a free GPU, to measure what a trial needs of it")
     memory: Memory = ray.get(probe.remote(config, root, pack))
     return memory
 

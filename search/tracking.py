@@ -43,7 +43,7 @@ from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from sqlalchemy.engine import make_url  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError  # noqa: E402
 
 for _name in ("mlflow", "alembic"):  # schema creation alone logs a screenful
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -75,7 +75,8 @@ def check(tracking_uri: str, create: bool = True) -> None:
         create: Make a sqlite store and its schema where there is none.
 
     Raises:
-        TrackingError: The scheme is unknown, or nothing usable answers at the URI.
+        TrackingError: The scheme is unknown, the URI cannot be read, or nothing usable answers
+            there.
     """
     try:
         require_no_password(tracking_uri, "--tracking-uri")
@@ -88,6 +89,12 @@ def check(tracking_uri: str, create: bool = True) -> None:
             f"{tracking_uri!r} (MLflow no longer writes plain folders such as ./mlruns; "
             "use sqlite:///runs/mlflow.db)"
         )
+    try:
+        make_url(tracking_uri)
+    except (ArgumentError, ValueError) as error:
+        raise TrackingError(
+            f"tracking URI must be SCHEME://HOST:PORT/..., its port a number, got {tracking_uri!r}"
+        ) from error
     try:
         if scheme == "sqlite":
             _touch_sqlite(tracking_uri, create)

@@ -2,6 +2,7 @@
 
 import re
 
+_HOST_AND_PORT = re.compile(r"[^/@]+:\d+/")
 _SECRET_OPTIONS = re.compile(r"[?&](ssl)?password=", re.IGNORECASE)
 
 
@@ -21,7 +22,8 @@ def require_no_password(uri: str, option: str) -> None:
     """
     scheme, _, rest = uri.partition("://")
     credentials = rest.partition("?")[0].rpartition("@")[0]  # nobody's in sqlite:////a:b@c
-    has_credentials = ":" in credentials and not rest.startswith("/")
+    is_path = scheme.startswith("http") and _HOST_AND_PORT.match(rest)  # http://host:5000/a@b
+    has_credentials = ":" in credentials and not rest.startswith("/") and not is_path
     if not has_credentials and not _SECRET_OPTIONS.search(rest):
         return
     if scheme.startswith("http"):

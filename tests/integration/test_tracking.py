@@ -283,6 +283,14 @@ def test_check_explains_which_uris_there_are(bad: str) -> None:
         check(bad)
 
 
+@pytest.mark.parametrize("bad", ["http://localhost:abc", "postgresql://host:abc/db", "sqlite://x"])
+def test_check_refuses_a_uri_that_cannot_be_read(bad: str) -> None:
+    with pytest.raises(TrackingError) as caught:
+        check(bad)
+    assert bad in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
 def test_check_refuses_a_dead_server_within_seconds(scheme: str) -> None:
     with socket.socket() as closed:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 
 from mimimi_core.config import ConfigError, TrialConfig
 from mimimi_core.costs import train_gib
+from mimimi_core.scoring import WINDOWS_PER_BATCH
+from mimimi_core.training import Training
+from search import gpu_share
 from search.config import SpaceFile
 from search.fresh_seeds import seeds_at_once
 from search.gpu_share import Memory, dearest, hold_most, memory_of, share_of_gpu
@@ -76,6 +80,38 @@ def test_what_may_not_be_trained_is_not_measured() -> None:
 def test_a_space_in_which_nothing_fits_has_no_dearest() -> None:
     with pytest.raises(ConfigError, match="none of 8 configurations fits"):
         dearest(space(**{"frontend.n_frames": {"kind": "fixed", "value": 1}}), n_ids=3)
+
+
+def test_systems_that_are_not_trained_by_steps_have_a_dearest_too() -> None:
+    kind = {"kind": "categorical", "choices": ["mahalanobis", "nearest_neighbour"]}
+    parameters = {"network.kind": kind, "frontend.kind": {"kind": "fixed", "value": "logmel"}}
+    study = {"trials": 1, "epochs": 1}
+    closed_form = SpaceFile.model_validate({"study": study, "parameters": parameters})
+    assert train_gib(dearest(closed_form, n_ids=3), 3) == 0.0
+
+
+def test_a_whole_batch_of_windows_is_scored_however_short_the_clips(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n_scored = []
+    monkeypatch.setattr(Training, "scores", lambda self, clips: n_scored.append(len(clips)))
+    pack = tone_pack(n_train=40)
+    hold_most(tiny_config(), pack, CPU)
+    assert n_scored == [min(WINDOWS_PER_BATCH, len(pack.names))]
+
+
+def test_who_waits_for_a_gpu_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    caplog.set_level(logging.INFO, "search.gpu_share")
+    task = SimpleNamespace(remote=lambda *args: None)
+    ray = SimpleNamespace(
+        remote=lambda **_: lambda _: task, get=lambda task: said.extend(caplog.messages)
+    )
+    monkeypatch.setattr(gpu_share, "ray", ray)
+    gpu_share._on_the_cluster(tiny_config(), "root", "pack")
+    assert said == ["waiting for a free GPU, to measure what a trial needs of it"]
 
 
 def test_a_training_steps_twice_and_scores() -> None:

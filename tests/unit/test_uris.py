@@ -13,6 +13,9 @@ WITH_PASSWORD = [
     f"postgresql://user@host/db?password={SECRET}",
     f"postgresql:///db?host=h&sslpassword={SECRET}",
     f"https://user:{SECRET}@mlflow.example",
+    f"https://user:{SECRET}@mlflow.example:5000/path",
+    f"https://user:{SECRET}/{SECRET}@mlflow.example",
+    f"postgresql://user:5432/{SECRET}@host/db",
     f"mysql://user:{SECRET}@host/db",
 ]
 WITHOUT = [
@@ -23,6 +26,8 @@ WITHOUT = [
     "sqlite:////data/a:b@c/mlflow.db",
     "sqlite:///runs/mlflow.db",
     "http://127.0.0.1:5000",
+    "http://host:5000/a@b",
+    "https://[::1]:5000/a:b@c",
 ]
 
 
