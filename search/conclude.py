@@ -50,8 +50,9 @@ def conclude(
 ) -> dict[str, Any]:
     """Evaluate the winner of a machine type and promote it if it deserves that.
 
-    The winner's networks are tested once: repeating the command finds the outcome in the storage.
-    The same trial with a fresh seed, where it had won without, is another network.
+    The winner's networks are tested once: repeating the command finds the outcome in the storage,
+    and scores them again only for a registry that has no version of them. The same trial with a
+    fresh seed, where it had won without, is another network.
 
     Args:
         study: Of the machine type.
@@ -87,7 +88,11 @@ def conclude(
     best = {"best_val_auc": _best_val_auc(study)}
     confirmed = {"confirmed_val_auc": winner.mean if study.objective == "val_auc" else None}
     noted = study.noted("outcome")
-    if noted and _is_of(noted, winner) and (mode == "never" or noted["version"]):
+    if (
+        noted
+        and _is_of(noted, winner)
+        and (mode == "never" or _is_registered(registry, study, noted, tags))
+    ):
         champion = {"champion_version": _champion(registry, study)}  # may have changed since
         return {**counts, **best, **noted["findings"], **confirmed, **champion}
     if not is_over:
@@ -142,6 +147,16 @@ def _is_of(noted: Mapping[str, Any], winner: Winner) -> bool:
     members = noted.get("members", [noted["winner"]])
     is_confirmed = noted.get("is_confirmed", winner.is_confirmed)  # earlier versions did not say
     return bool(members == list(winner.members) and is_confirmed == winner.is_confirmed)
+
+
+def _is_registered(
+    registry: Registry, study: TypeStudy, noted: Mapping[str, Any], tags: Mapping[str, str]
+) -> bool:
+    """Whether this registry, which may be new, has the version of an outcome."""
+    return noted["version"] is not None and any(
+        (v.number, v.tags.get("study")) == (noted["version"], tags["study"])
+        for v in registry.versions(study.machine_type)
+    )
 
 
 def _register(

@@ -1,6 +1,7 @@
 """A winner's networks meet the test once; what is told of it is of those networks and current."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,13 @@ from optuna.trial import TrialState
 from mimimi_core.evaluation import Evaluation, build_detector, evaluate
 from mimimi_core.training import Training
 from search import conclude as module
-from search.conclude import conclude
+from search.conclude import _read, conclude
 from search.confirmation import find_winner
+from search.registry import Version
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
 from tests.doubles import space_file
-from tests.model_fixtures import CPU, tiny_config, tone_pack
+from tests.model_fixtures import CPU, make_detector, tiny_config, tone_pack
 from tests.study_fixtures import new_study
 
 
@@ -47,22 +49,62 @@ def study() -> TypeStudy:
 
 
 @pytest.fixture
-def tested(monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation) -> list[Sequence[str]]:
+def tested(
+    monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation, tmp_path: Path
+) -> list[Sequence[str]]:
     """Checkpoints of every winner that has met the test, without Ray."""
     met: list[Sequence[str]] = []
 
     def scored(args: Sequence[Any], who: str) -> tuple[Evaluation, dict[str, bytes], Any]:
         met.append([Path(state).parent.name for state in args[1]])
-        return evaluation, {}, {}
+        return evaluation, model, {"roc.png": b""}
 
+    make_detector().save(tmp_path / "worker")
+    model = _read(tmp_path / "worker")
     task = SimpleNamespace(remote=lambda *args: args)
     monkeypatch.setattr(module, "ray", SimpleNamespace(remote=lambda **_: lambda _: task))
     monkeypatch.setattr(module, "scored", scored)
     return met
 
 
-def end(study: TypeStudy, out: Path, top: int, seeds: int = 1) -> dict[str, Any]:
-    """What the command tells that has this confirmation."""
+class Store(Nowhere):
+    """Stands for a tracker and a registry that keep what they are given."""
+
+    def __init__(self) -> None:
+        self.found: list[Version] = []
+        self.artifacts: list[str] = []
+        self.tags: dict[str, str] = {}
+        self.is_promoted = False
+
+    def trial_run(self, machine_type: str, number: int) -> str:
+        return "run"
+
+    def log_files(self, run_id: str, folder: Path, name: str) -> None:
+        self.artifacts.append(name)
+
+    def log_parent(self, machine_type: str, metrics: Any, tags: dict[str, str]) -> None:
+        self.tags = tags
+
+    def register(self, *args: Any, tags: dict[str, str], metrics: Any) -> int:
+        now, number = datetime.now(UTC), len(self.found) + 1
+        self.found.append(Version(number=number, created=now, tags=tags))
+        return number
+
+    def versions(self, machine_type: str) -> list[Version]:
+        return self.found
+
+    def champion(self, machine_type: str) -> tuple[int, dict[str, str]] | None:
+        return (len(self.found), {}) if self.is_promoted else None
+
+    def replace_champion(self, *args: Any) -> bool:
+        self.is_promoted = True
+        return True
+
+
+def end(
+    study: TypeStudy, out: Path, top: int, seeds: int = 1, store: Nowhere | None = None
+) -> dict[str, Any]:
+    """What the command tells that has this confirmation; with a store, it promotes there."""
     confirmation = space_file().confirmation.model_copy(update={"top": top, "seeds": seeds})
     space = space_file().model_copy(update={"confirmation": confirmation})
     return conclude(
@@ -73,10 +115,10 @@ def end(study: TypeStudy, out: Path, top: int, seeds: int = 1) -> dict[str, Any]
         resources={"cpu": 1.0, "gpu": 0.0},
         files=SharedFiles(out),
         shared_pack="",
-        tracker=Nowhere(),  # type: ignore[arg-type]
-        registry=Nowhere(),  # type: ignore[arg-type]
-        tags={},
-        mode="never",
+        tracker=store or Nowhere(),  # type: ignore[arg-type]
+        registry=store or Nowhere(),  # type: ignore[arg-type]
+        tags={"study": "s"},
+        mode="auto" if store else "never",
         promotion=space.promotion,
     )
 
@@ -123,3 +165,18 @@ def test_an_outcome_that_tells_no_confirmation_is_of_the_winner_as_it_is(
     found = end(study, tmp_path, top=0)
     assert (found["confirmed_val_auc"], found["test_auc"]) == (None, 0.6)
     assert tested == []
+
+
+def test_a_registry_that_lacks_the_version_gets_it(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
+) -> None:
+    first, lost, others = Store(), Store(), Store()
+    others.register(tags={"study": "t"}, metrics={})  # another study's has the number
+    for store, version in ((first, 1), (lost, 1), (others, 2)):
+        for _ in range(2):
+            found = end(study, tmp_path, top=0, store=store)
+            assert (found["promoted"], found["champion_version"]) == (True, version)
+        assert store.found[-1].tags["study"] == "s"
+        assert len(store.artifacts) == 1
+        assert store.tags["decision"] == "promoted: there was no champion"
+    assert len(tested) == 3
