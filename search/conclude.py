@@ -109,7 +109,9 @@ def conclude(
     _write(figures, evaluation_folder)
     _tell(study, winner, evaluation)
     run_id = tracker.parent_run(study.machine_type)
-    tracker.log_files(run_id, evaluation_folder, "evaluation")
+    # A folder for each winner: artifacts are only ever added, and not all winners have the same.
+    of = "-".join(map(str, winner.members))
+    tracker.log_files(run_id, evaluation_folder, f"evaluation/trial-{of}")
     version, decision = None, Decision(promoted=False, reason="--promote never")
     if mode == "auto":
         version = _register(study, pack, winner, evaluation, model_folder, tracker, registry, tags)
@@ -220,9 +222,15 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write whole files; a detector's settings go first and come last, see `Detector.save`."""
+    """Make these whole files all that the folder holds.
+
+    A detector's settings go first and come last, see `Detector.save`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in files:  # of an earlier winner, or half-written
+            path.unlink()
     for name in sorted(files, key=lambda name: name == SETTINGS):
         temporary = folder / f".{name}.tmp"
         temporary.write_bytes(files[name])

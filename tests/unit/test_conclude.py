@@ -57,7 +57,7 @@ def tested(
 
     def scored(args: Sequence[Any], who: str) -> tuple[Evaluation, dict[str, bytes], Any]:
         met.append([Path(state).parent.name for state in args[1]])
-        return evaluation, model, {"roc.png": b""}
+        return evaluation, model, {"roc.png": b"", f"{len(met)}.png": b""}
 
     make_detector().save(tmp_path / "worker")
     model = _read(tmp_path / "worker")
@@ -72,7 +72,7 @@ class Store(Nowhere):
 
     def __init__(self) -> None:
         self.found: list[Version] = []
-        self.artifacts: list[str] = []
+        self.artifacts: dict[str, set[str]] = {}
         self.tags: dict[str, str] = {}
         self.is_promoted = False
 
@@ -80,7 +80,7 @@ class Store(Nowhere):
         return "run"
 
     def log_files(self, run_id: str, folder: Path, name: str) -> None:
-        self.artifacts.append(name)
+        self.artifacts.setdefault(name, set()).update(path.name for path in folder.iterdir())
 
     def log_parent(self, machine_type: str, metrics: Any, tags: dict[str, str]) -> None:
         self.tags = tags
@@ -177,6 +177,26 @@ def test_a_registry_that_lacks_the_version_gets_it(
             found = end(study, tmp_path, top=0, store=store)
             assert (found["promoted"], found["champion_version"]) == (True, version)
         assert store.found[-1].tags["study"] == "s"
-        assert len(store.artifacts) == 1
+        assert list(store.artifacts) == ["evaluation/trial-0"]
         assert store.tags["decision"] == "promoted: there was no champion"
     assert len(tested) == 3
+
+
+def test_a_new_winner_leaves_no_file_of_the_one_before(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
+) -> None:
+    store = Store()
+    end(study, tmp_path, top=0, store=store)
+    (tmp_path / "s" / "models" / "fan" / "member_1.safetensors").touch()
+    trial = study.ask()
+    assert trial is not None
+    study.finish(trial.number, TrialState.COMPLETE, value=0.95)
+    end(study, tmp_path, top=0, store=store)
+    names = {path.name for path in (tmp_path / "s" / "evaluation" / "fan").iterdir()}
+    assert names == {"roc.png", "2.png"}
+    assert store.artifacts == {
+        "evaluation/trial-0": {"roc.png", "1.png"},
+        "evaluation/trial-1": {"roc.png", "2.png"},
+    }
+    model = tmp_path / "s" / "models" / "fan"
+    assert {path.name for path in model.iterdir()} == set(_read(tmp_path / "worker"))
