@@ -5,8 +5,8 @@ those that it was trained on, which can be where clips were added since.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,6 +42,7 @@ class Decision:
     reason: str
     against: int | None = None  # the champion's version
     comparison: Comparison | None = None
+    recorded: Mapping[str, str] = field(default_factory=dict)  # tags of one that was found
 
     def __str__(self) -> str:
         return f"{'promoted' if self.promoted else 'kept'}: {self.reason}"
@@ -49,13 +50,14 @@ class Decision:
     def tags(self) -> dict[str, str]:
         """For the version and for the study's run; always all of them, so none is left over."""
         found = self.comparison
-        return {
+        tags = {
             "decision": str(self),
             "against": f"version {self.against}" if self.against else "none",
             "difference": shown(found.difference, found.ci) if found else "none",
             "p_value": f"{found.p_better:.4f}" if found else "none",
             "p_value_no_worse": f"{found.p_no_worse:.4f}" if found else "none",
         }
+        return {name: self.recorded.get(name, value) for name, value in tags.items()}
 
 
 def challenge(
@@ -77,8 +79,9 @@ def challenge(
         if champion is None:
             rival, decision = None, Decision(promoted=True, reason="there was no champion")
         elif champion[0] == version:  # an earlier call was killed right after it moved the alias
-            recorded = champion[1].get("decision", "promoted: it is the champion")
-            return Decision(promoted=True, reason=recorded.removeprefix("promoted: "))
+            decided = champion[1].get("decision", "promoted: it is the champion")
+            reason = decided.removeprefix("promoted: ")
+            return Decision(promoted=True, reason=reason, recorded=champion[1])
         else:
             rival = champion[0]
             decision = compare(rival)

@@ -52,8 +52,9 @@ def conclude(
 ) -> dict[str, Any]:
     """Evaluate the winner of a machine type and promote it if it deserves that.
 
-    The winner's networks are tested once: repeating the command finds the outcome in the storage.
-    The same trial with a fresh seed, where it had won without, is another network.
+    The winner's networks are tested once: repeating the command finds the outcome in the storage,
+    and scores them again only for a registry that has no version of them. The same trial with a
+    fresh seed, where it had won without, is another network.
 
     Args:
         study: Of the machine type.
@@ -90,7 +91,11 @@ def conclude(
     best = {"best_val_auc": _best_val_auc(study)}
     confirmed = {"confirmed_val_auc": winner.mean if study.objective == "val_auc" else None}
     noted = study.noted("outcome")
-    if noted and _is_of(noted, winner) and (mode == "never" or noted["version"]):
+    if (
+        noted
+        and _is_of(noted, winner)
+        and (mode == "never" or _is_registered(registry, study, noted, tags))
+    ):
         champion = {"champion_version": _champion(registry, study)}  # may have changed since
         return {**counts, **best, **noted["findings"], **confirmed, **champion}
     if not is_over:
@@ -122,7 +127,9 @@ def conclude(
     _write(figures, evaluation_folder)
     _tell(study, winner, evaluation)
     run_id = tracker.parent_run(study.machine_type)
-    tracker.log_files(run_id, evaluation_folder, "evaluation")
+    # A folder for each winner: artifacts are only ever added, and not all winners have the same.
+    of = "-".join(map(str, winner.members))
+    tracker.log_files(run_id, evaluation_folder, f"evaluation/trial-{of}")
     version, decision = None, Decision(promoted=False, reason="--promote never")
     if mode == "auto":
         version = _register(study, pack, winner, evaluation, model_folder, tracker, registry, tags)
@@ -161,6 +168,16 @@ def _is_of(noted: Mapping[str, Any], winner: Winner) -> bool:
     chosen = noted.get("chosen", noted.get("members", [noted["winner"]]))
     is_confirmed = noted.get("is_confirmed", winner.is_confirmed)  # earlier versions did not say
     return bool(chosen == list(winner.members) and is_confirmed == winner.is_confirmed)
+
+
+def _is_registered(
+    registry: Registry, study: TypeStudy, noted: Mapping[str, Any], tags: Mapping[str, str]
+) -> bool:
+    """Whether this registry, which may be new, has the version of an outcome."""
+    return noted["version"] is not None and any(
+        (v.number, v.tags.get("study")) == (noted["version"], tags["study"])
+        for v in registry.versions(study.machine_type)
+    )
 
 
 def _register(
@@ -229,9 +246,15 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write whole files; a detector's settings go first and come last, see `Detector.save`."""
+    """Make these whole files all that the folder holds.
+
+    A detector's settings go first and come last, see `Detector.save`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in files:  # of an earlier winner, or half-written
+            path.unlink()
     for name in sorted(files, key=lambda name: name == SETTINGS):
         temporary = folder / f".{name}.tmp"
         temporary.write_bytes(files[name])

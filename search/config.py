@@ -148,18 +148,25 @@ class SchedulerConfig(_Model):
         return max(1, round(epochs / self.reduction_factor**3))
 
 
+_LEAST_SHARE = 1e-4  # Ray tells no smaller ones apart, and of several GPUs gives whole ones alone
+
+
 class Resources(_Model):
     """What one trial occupies; fractions of a GPU share it."""
 
-    cpu: float = Field(default=1.0, gt=0)
+    cpu: float = Field(default=1.0, ge=_LEAST_SHARE)
     gpu: float | Literal["auto"] = "auto"  # auto: a share if there is one
 
     @field_validator("gpu", mode="before")
     @classmethod
     def _number_or_auto(cls, gpu: Any) -> Any:
         is_number = isinstance(gpu, (int, float)) and not isinstance(gpu, bool)
-        if gpu != "auto" and not (is_number and 0 <= gpu < math.inf):
-            raise ValueError(f"must be auto or a finite number >= 0, got {gpu!r}")
+        is_share = is_number and _LEAST_SHARE <= gpu < 1
+        is_whole = is_number and 0 <= gpu < math.inf and gpu == int(gpu)
+        if gpu != "auto" and not (is_share or is_whole):
+            raise ValueError(
+                f"must be auto, 0, a share from {_LEAST_SHARE} to 1 or a whole number, got {gpu!r}"
+            )
         return gpu
 
 

@@ -121,7 +121,8 @@ def confirm(
                 ) from None
             notes = [{"failure": reason_of_lost_task(error)} for _ in indexes]
         for index, note in zip(indexes, notes, strict=True):
-            study.note(_key(number, index), note | {"timestamp_ms": int(time.time() * 1000)})
+            stamps = {"timestamp_ms": int(time.time() * 1000), **resources}
+            study.note(_key(number, index), note | stamps)
             outcome = note.get("failure") or f"{note['objective']:.3f}"
             shown = (study.machine_type, number, index + 1, space.confirmation.seeds, outcome)
             logger.info("%s trial %d confirmed with fresh seed %d of %d: %s", *shown)

@@ -35,7 +35,7 @@ from search.searcher import Config, Observer, SnapshotFreeGenerator, StudySearch
 from search.shared_checks import StorageStopper
 from search.shared_files import PATIENCE_S, SharedFiles
 from search.space import all_params
-from search.studies import EPOCH, StudyError, TypeStudy
+from search.studies import EPOCH, StudyError, TypeStudy, held_hours
 from search.trainable import TrialRunner
 
 _ENVIRONMENT = {
@@ -244,15 +244,15 @@ def checkpoint_name(files: SharedFiles, folder: Path, machine_type: str, number:
     return files.name(folder.name, "checkpoints", machine_type, f"{number:05d}")
 
 
-def spent_hours(study: TypeStudy, resources: Mapping[str, float]) -> float:
-    """Hours of GPUs, without any of cores, that a study's trials have held in epochs they told."""
-    seconds = sum(
-        metrics.get("seconds", 0.0)
+def spent_hours(study: TypeStudy, resources: Mapping[str, float]) -> dict[str, float]:
+    """What a study's trials have held in epochs they told, see `held_hours`."""
+    epochs = (
+        record
         for trial in study.trials()
-        for name, metrics in trial.user_attrs.items()
+        for name, record in trial.user_attrs.items()
         if name.startswith(EPOCH)
     )
-    return float(seconds * (resources["gpu"] or resources["cpu"]) / 3600)
+    return held_hours(epochs, resources)
 
 
 def are_hours_spent(
@@ -261,7 +261,8 @@ def are_hours_spent(
     """Whether all studies together have spent the hours they may; None is without end."""
     if hours is None:
         return False
-    return sum(spent_hours(study, resources) for study in studies.values()) >= hours
+    spent = sum(sum(spent_hours(study, resources).values()) for study in studies.values())
+    return spent >= hours
 
 
 class HoursStopper(tune.Stopper):  # type: ignore[misc]

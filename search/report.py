@@ -25,6 +25,7 @@ from search.report_page import TypeReport, render_html, render_markdown
 from search.report_sections import build_sections
 from search.report_summary import key_facts
 from search.report_table import build_table, csv_text, picture, table_sections
+from search.studies import STAMPS
 
 # What benchmarks found of an objective that needs no anomaly, as the report says it.
 LABEL_FREE_EVIDENCE: dict[str, str] = {
@@ -121,7 +122,7 @@ def _trials_csv(types: Sequence[TypeFacts]) -> str:
     The value of a trial that is not complete is that of its last epoch, as its state tells.
     """
     trials = [trial for facts in types for trial in facts.trials]
-    metrics = sorted({name for t in trials for name in t.metrics} - {"seconds", "timestamp_ms"})
+    metrics = sorted({name for t in trials for name in t.metrics} - {"seconds", *STAMPS})
     params = sorted({name for trial in trials for name in trial.params})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -5,7 +5,7 @@ No lock is taken, neither the study's nor the journal's, so a running search is 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.rank_correlation import RankCorrelation, spearman
 from search.storages import JOURNAL, noted_uri, require_postgres
-from search.studies import EPOCH, FINALISTS, StudyError
+from search.studies import EPOCH, FINALISTS, StudyError, held_hours, hours_unit
 from search.views import paused_after
 
 STATES = ("complete", "pruned", "infeasible", "failed", "running", "paused", "waiting")
@@ -46,6 +46,7 @@ class TrialFacts:
     metrics: dict[str, float]  # of its last epoch
     seconds: float  # of its epochs whose time is recorded
     n_timed: int  # how many those are
+    held: Mapping[str, float]  # by them, see `held_hours`
     attempts: int
     started: datetime | None
     ended: datetime | None
@@ -63,7 +64,8 @@ class SeedFacts:
     number: int
     values: tuple[float, ...]
     failures: tuple[str, ...]
-    seconds: tuple[float, ...] = ()  # of the seeds whose time is recorded
+    n_timed: int = 0  # seeds whose time is recorded
+    held: Mapping[str, float] = field(default_factory=dict)  # by those, see `held_hours`
 
     @property
     def mean(self) -> float | None:
@@ -141,26 +143,24 @@ class TypeFacts:
         return best.value - seeds.mean
 
     @property
-    def cost_unit(self) -> tuple[str, float]:
-        """Name of the unit of cost, and how many of it one second of a trial costs."""
-        gpu, cpu = self.resources.get("gpu", 0.0), self.resources.get("cpu", 0.0)
-        if gpu:
-            return "GPU-hours", gpu / 3600
-        return ("core-hours", cpu / 3600) if cpu else ("slot-hours", 1 / 3600)
+    def cost_unit(self) -> str:
+        """Name of the unit of cost; of both units if it ran now with a GPU and now without."""
+        held = [trial.held for trial in self.trials] + [seeds.held for seeds in self.finalists]
+        return hours_unit(set().union(*held), self.resources)
 
     def cost(self, trials: Sequence[TrialFacts]) -> float | None:
         """What trials cost in `cost_unit`; None if no epoch of theirs has a time."""
         if not any(trial.n_timed for trial in trials):
             return None
-        return self.cost_unit[1] * sum(trial.seconds for trial in trials)
+        return sum(hours for trial in trials for hours in trial.held.values())
 
     @property
     def confirmation_cost(self) -> float | None:
         """What the fresh seeds cost in `cost_unit`; None if there are none, or one has no time."""
-        seconds = [s for seeds in self.finalists for s in seeds.seconds]
-        if not seconds or len(seconds) < sum(len(s.values) for s in self.finalists):
+        n_timed = sum(seeds.n_timed for seeds in self.finalists)
+        if not n_timed or n_timed < sum(len(seeds.values) for seeds in self.finalists):
             return None
-        return self.cost_unit[1] * sum(seconds)
+        return sum(hours for seeds in self.finalists for hours in seeds.held.values())
 
     @property
     def saved(self) -> float | None:
@@ -172,8 +172,7 @@ class TypeFacts:
         pruned = [trial for trial in self.of_state("pruned") if trial.epochs]
         if self.n_epochs is None or not pruned or any(t.n_timed < t.epochs for t in pruned):
             return None
-        seconds = sum((self.n_epochs - t.epochs) * t.seconds / t.n_timed for t in pruned)
-        return seconds * self.cost_unit[1]
+        return sum((self.n_epochs - t.epochs) * sum(t.held.values()) / t.n_timed for t in pruned)
 
     def rungs(self) -> list[Rung]:
         """One per epoch, from the first to the last that any trial reached."""
@@ -256,21 +255,21 @@ def _read_all(storage: BaseStorage, where: str, study: str | None = None) -> lis
 
 def _facts_of(study: optuna.Study) -> TypeFacts:
     notes = study.user_attrs
-    identity = notes.get("identity", {})
+    identity, resources = notes.get("identity", {}), notes.get("resources", {})
     return TypeFacts(
         machine_type=study.study_name.rpartition("/")[2],
         objective=identity.get("objective", "objective"),
         second_objective=notes.get("second_objective"),
         n_epochs=identity.get("study", {}).get("epochs"),
-        resources=notes.get("resources", {}),
-        trials=tuple(_trial(trial) for trial in study.get_trials(deepcopy=False)),
-        finalists=_finalists(notes),
+        resources=resources,
+        trials=tuple(_trial(trial, resources) for trial in study.get_trials(deepcopy=False)),
+        finalists=_finalists(notes, resources),
         outcome=notes.get("outcome", {}),
         systems=notes.get(FINALISTS, {}).get("systems", ()),
     )
 
 
-def _trial(trial: FrozenTrial) -> TrialFacts:
+def _trial(trial: FrozenTrial, resources: Mapping[str, float]) -> TrialFacts:
     attrs, curve = trial.user_attrs, dict(trial.intermediate_values)
     epochs = {epoch: attrs.get(f"{EPOCH}{epoch}", {}) for epoch in curve}
     timed = [float(metrics["seconds"]) for metrics in epochs.values() if "seconds" in metrics]
@@ -289,6 +288,7 @@ def _trial(trial: FrozenTrial) -> TrialFacts:
         metrics=epochs.get(last, {}),
         seconds=sum(timed),
         n_timed=len(timed),
+        held=held_hours(epochs.values(), resources),
         attempts=attrs.get("attempts", 1),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
@@ -303,7 +303,7 @@ def _state(trial: FrozenTrial) -> str:
     return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 
-def _finalists(notes: Mapping[str, Any]) -> tuple[SeedFacts, ...]:
+def _finalists(notes: Mapping[str, Any], resources: Mapping[str, float]) -> tuple[SeedFacts, ...]:
     """Those of whom a fresh seed is noted: those without a failure first, then by mean."""
     by_number: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
     for key, note in notes.items():
@@ -315,6 +315,13 @@ def _finalists(notes: Mapping[str, Any]) -> tuple[SeedFacts, ...]:
         notes_of_it = [note for _, note in sorted(numbered, key=lambda pair: pair[0])]
         values = tuple(float(note["objective"]) for note in notes_of_it if "objective" in note)
         failures = tuple(str(note["failure"]) for note in notes_of_it if "failure" in note)
-        seconds = tuple(float(note["seconds"]) for note in notes_of_it if "seconds" in note)
-        found.append(SeedFacts(number=number, values=values, failures=failures, seconds=seconds))
+        found.append(
+            SeedFacts(
+                number=number,
+                values=values,
+                failures=failures,
+                n_timed=sum("seconds" in note for note in notes_of_it),
+                held=held_hours(notes_of_it, resources),
+            )
+        )
     return tuple(sorted(found, key=lambda s: (len(s.failures), -(s.mean or 0.0), s.number)))

@@ -168,7 +168,7 @@ def cost_figure(facts: TypeFacts) -> go.Figure | None:
         return None
     costs = [facts.cost(facts.of_state(state)) for state in states]
     if any(cost is not None for cost in costs):
-        unit, values = facts.cost_unit[0], [cost or 0.0 for cost in costs]
+        unit, values = facts.cost_unit, [cost or 0.0 for cost in costs]
     else:
         unit = "epochs"
         values = [float(sum(t.epochs for t in facts.of_state(state))) for state in states]

@@ -150,7 +150,7 @@ def _rungs(facts: TypeFacts) -> Section | None:
 def _cost_section(facts: TypeFacts) -> Section | None:
     if not any(trial.epochs for trial in facts.trials):
         return None
-    unit = facts.cost_unit[0]
+    unit = facts.cost_unit
     rows = []
     for state in STATES:
         trials = facts.of_state(state)

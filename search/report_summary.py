@@ -113,6 +113,6 @@ def _cost(facts: TypeFacts) -> str:
     if cost is None:
         return "not recorded"
     confirmation = facts.confirmation_cost
-    return f"{cost:.3g} {facts.cost_unit[0]} for the trials" + (
+    return f"{cost:.3g} {facts.cost_unit} for the trials" + (
         "" if confirmation is None else f", {confirmation:.3g} for the confirmation"
     )

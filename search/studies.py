@@ -7,7 +7,7 @@ and the tracking server can be filled again from here.
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FINALISTS = "finalists"  # note of a study: what they all made of the test clips
 EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
+STAMPS = ("timestamp_ms", "cpu", "gpu")  # of such an attribute, beside the metrics
 _UID = "uid"  # note of a study
 LET_ON = "let_on"  # user attribute: the last rung from which a trial that had paused went on
 INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
@@ -239,11 +240,16 @@ class TypeStudy:
     def record_epoch(
         self, number: int, epoch: int, metrics: Mapping[str, float], objective: float
     ) -> None:
-        """Store what a trial reported after an epoch (1-based); repeating it changes nothing."""
+        """Store what a trial reported after an epoch (1-based); repeating it changes nothing.
+
+        With it goes what the epoch held, where the study's `resources` are noted: a later run may
+        give its trials more or less.
+        """
         trial = self.trial(number)
         if epoch in trial.intermediate_values:
             return
-        stamped = dict(metrics) | {"timestamp_ms": int(time.time() * 1000)}
+        held = self.noted("resources") or {}
+        stamped = dict(metrics) | {"timestamp_ms": int(time.time() * 1000), **held}
         self._storage.set_trial_user_attr(trial._trial_id, f"{EPOCH}{epoch}", stamped)
         self._storage.set_trial_intermediate_value(trial._trial_id, epoch, objective)
 
@@ -359,6 +365,36 @@ class TypeStudy:
         found += [f"trial {lost[0]} lies outside this space"] if lost else []
         name, why = self._study.study_name, "; ".join(found)
         return StudyError(f"study {name!r}: {why}; choose another --study, or --out")
+
+
+def held_hours(
+    records: Iterable[Mapping[str, Any]], resources: Mapping[str, float]
+) -> dict[str, float]:
+    """Hours that epochs or fresh seeds held: of GPUs where they held any, else of cores.
+
+    A study that ran now with a GPU and now without has both, and they count alike.
+
+    Args:
+        records: As stored; those without `seconds` are left out.
+        resources: Of records of earlier versions, which do not tell what they held.
+
+    Returns:
+        "GPU", "core" or, where nothing is known, "slot" -> hours.
+    """
+    found: dict[str, float] = {}
+    for record in records:
+        if "seconds" in record:
+            held = {**resources, **record}
+            gpu, cpu = held.get("gpu", 0.0), held.get("cpu", 0.0)
+            kind, n = ("GPU", gpu) if gpu else ("core", cpu) if cpu else ("slot", 1.0)
+            found[kind] = found.get(kind, 0.0) + float(record["seconds"]) * n / 3600
+    return found
+
+
+def hours_unit(kinds: Collection[str], resources: Mapping[str, float]) -> str:
+    """Such as `GPU-hours`, of what was held; where nothing was yet, of what will be."""
+    kinds = kinds or held_hours([{"seconds": 0.0}], resources)
+    return "- and ".join(sorted(kinds)) + "-hours"
 
 
 def ending_of(trial: FrozenTrial) -> Ending:

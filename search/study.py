@@ -36,7 +36,7 @@ from search.shared_checks import probe_nodes
 from search.shared_files import SharedFiles, SharedFilesError
 from search.space import Space
 from search.storages import check_storage, open_storage
-from search.studies import StudyError, TypeStudy
+from search.studies import StudyError, TypeStudy, hours_unit
 from search.tracking import Tracker, TrackingError, check
 from search.views import COST
 from search.warm_start import offers
@@ -252,9 +252,10 @@ def _spending(
     studies: Mapping[str, TypeStudy], hours: float | None, resources: Mapping[str, float]
 ) -> str:
     """Such as `0.52 of 8 GPU-hours spent`."""
-    spent = sum(spent_hours(study, resources) for study in studies.values())
+    held = [spent_hours(study, resources) for study in studies.values()]
+    spent = sum(sum(of_kind.values()) for of_kind in held)
     limit = "" if hours is None else f" of {hours:g}"
-    return f"{spent:.2f}{limit} {'GPU' if resources['gpu'] else 'core'}-hours spent"
+    return f"{spent:.2f}{limit} {hours_unit(set().union(*held), resources)} spent"
 
 
 def _objective(pack: Pack, wanted: Literal["auto", LabelFree]) -> Objective:

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 from search import mlflow_ui
 from search.postgres import connect
 from search.space import all_params
-from search.studies import Ending, ending_of
+from search.studies import STAMPS, Ending, ending_of
 from search.uris import UriError, require_no_password
 from search.views import COST
 
@@ -352,7 +352,7 @@ class Tracker:
             Metric(mlflow_ui.metric_name(name), float(value), values["timestamp_ms"], epoch)
             for epoch, values in sorted(epochs.items())
             for name, value in values.items()
-            if epoch > known.epochs and name != "timestamp_ms" and value is not None
+            if epoch > known.epochs and name not in STAMPS and value is not None
         ]
         if trial.value is not None:
             ended_ms = _milliseconds(trial.datetime_complete)

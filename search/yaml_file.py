@@ -6,22 +6,26 @@ from typing import Any
 
 import yaml
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+
 
 def read_yaml(path: Path) -> Any:
     """The only document of a file.
 
     Raises:
         OSError: The file cannot be read.
-        YAMLError: It is no YAML, or a key stands twice in one mapping; says where.
+        YAMLError: It is no YAML, a key stands twice in one mapping, or a number is not what it
+            looks like; says where.
     """
     with path.open("rb") as file:
         return yaml.load(file, _Loader)
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, and takes 1e-3 for a number.
+    """Refuses a key that stands twice, and 1:30 and 010 as numbers; takes 1e-3 for a number.
 
-    YAML 1.1 lets the later key silently replace the earlier one, and takes 1e-3 for a text.
+    YAML 1.1 lets the later key silently replace the earlier one, takes 1:30 for 90, to the base 60,
+    and 010 for 8, to the base 8, and takes 1e-3 for a text.
     """
 
 
@@ -38,7 +42,21 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[
     return loader.construct_mapping(node, deep=True)
 
 
+def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    is_int = node.tag == _INT
+    value: float = loader.construct_yaml_int(node) if is_int else loader.construct_yaml_float(node)
+    if ":" in node.value or (is_int and re.match(r"[-+]?0[\d_]", node.value)):
+        problem = (
+            f"a number must have no colon and no leading zero, got {node.value}, which YAML takes "
+            f"for {value}: write the number that is meant"
+        )
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return value
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_Loader.add_constructor(_INT, _construct_number)
+_Loader.add_constructor(_FLOAT, _construct_number)
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    _FLOAT, re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )

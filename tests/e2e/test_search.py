@@ -88,11 +88,12 @@ def test_mlflow_shows_parents_children_and_figures(
     for run_id, parent in parents.items():
         outcome = summary["machine_types"][parent.info.run_name]
         assert parent.data.metrics["test_auc"] == outcome["test_auc"]
-        stored = [artifact.path for artifact in client.list_artifacts(run_id, "evaluation")]
+        (winner,) = [artifact.path for artifact in client.list_artifacts(run_id, "evaluation")]
+        stored = [artifact.path for artifact in client.list_artifacts(run_id, winner)]
         pictures = ("decisions", "ids", "rainbowgrams", "roc", "scores", "tsne")
         names = sorted([*(f"{name}.png" for name in pictures), "per_id.csv"])
-        assert sorted(stored) == [f"evaluation/{name}" for name in names]
-        table = client.download_artifacts(run_id, "evaluation/per_id.csv", str(tmp_path))
+        assert sorted(stored) == [f"{winner}/{name}" for name in names]
+        table = client.download_artifacts(run_id, f"{winner}/per_id.csv", str(tmp_path))
         rows = {
             row["machine_id"]: row for row in csv.DictReader(Path(table).read_text().splitlines())
         }

@@ -153,6 +153,6 @@ def test_mlflow_without_room_is_filled_in_later(folder: TroubledFolder, tmp_path
         told = {run.info.run_name for run in folder.runs() if run.info.status == "FINISHED"}
         assert "fan/1" not in told
         finish(folder, before)
-        written = {path.name: path.read_bytes() for path in artifacts.rglob("evaluation/*")}
+        written = {path.name: path.read_bytes() for path in artifacts.rglob("evaluation/*/*")}
         own = (folder.out / "s" / "evaluation" / "fan").iterdir()
         assert written == {path.name: path.read_bytes() for path in own}

@@ -102,9 +102,11 @@ def test_a_call_that_was_killed_after_promoting_finds_its_decision(
 ) -> None:
     add_versions(2)
     registry.set_champion(machine_type, 1)
-    challenge(registry, machine_type, 2, promote_against)
+    better = Decision(promoted=True, reason="better", against=1, comparison=LIKELY_EQUAL)
+    challenge(registry, machine_type, 2, lambda rival: better)
     again = challenge(registry, machine_type, 2, pytest.fail)
     assert (again.promoted, again.reason) == (True, "better")
+    assert again.tags() == better.tags()
 
 
 @pytest.mark.parametrize("has_champion", [True, False])

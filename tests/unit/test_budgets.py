@@ -7,9 +7,9 @@ from optuna.trial import TrialState
 
 from search.config import SpaceError, load_space
 from search.failures import is_out_of_memory, reason_of_loss
-from search.launch import HoursStopper, spent_hours
+from search.launch import HoursStopper, are_hours_spent, spent_hours
 from search.studies import TypeStudy
-from search.study import _say_what_is_left
+from search.study import _say_what_is_left, _spending
 from tests.doubles import space_file
 from tests.study_fixtures import new_study
 
@@ -29,8 +29,27 @@ def timed_study(*seconds: float, machine_type: str = "fan") -> TypeStudy:
 
 def test_hours_are_of_gpus_where_trials_have_a_share_else_of_cores() -> None:
     study = timed_study(1800.0, 5400.0)
-    assert spent_hours(study, {"cpu": 2.0, "gpu": 0.0}) == pytest.approx(4.0)
-    assert spent_hours(study, {"cpu": 2.0, "gpu": 0.25}) == pytest.approx(0.5)
+    assert spent_hours(study, {"cpu": 2.0, "gpu": 0.0}) == pytest.approx({"core": 4.0})
+    assert spent_hours(study, {"cpu": 2.0, "gpu": 0.25}) == pytest.approx({"GPU": 0.5})
+
+
+def test_what_was_spent_stays_what_it_was_whatever_later_runs_hold() -> None:
+    study = new_study()
+    number = study.ask().number
+    whole, shared, none = ({"cpu": 2.0, "gpu": gpu} for gpu in (1.0, 0.25, 0.0))
+    study.note("resources", whole)
+    for epoch in (1, 2):
+        study.record_epoch(number, epoch, {"seconds": 3600.0}, 0.5)
+    study.note("resources", shared)
+    assert spent_hours(study, shared) == {"GPU": 2.0}
+    assert not are_hours_spent({"fan": study}, 2.1, none)
+    assert _spending({"fan": study}, 8.0, none) == "2.00 of 8 GPU-hours spent"
+    study.record_epoch(number, 3, {"seconds": 3600.0}, 0.5)
+    study.note("resources", none)
+    study.record_epoch(number, 4, {"seconds": 3600.0}, 0.5)
+    assert spent_hours(study, none) == {"GPU": 2.25, "core": 2.0}
+    assert are_hours_spent({"fan": study}, 4.25, none)
+    assert _spending({"fan": study}, None, none) == "4.25 GPU- and core-hours spent"
 
 
 @pytest.mark.parametrize(("hours", "is_over"), [(None, False), (2.1, False), (2.0, True)])

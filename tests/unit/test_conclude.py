@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,13 @@ from optuna.trial import TrialState
 from mimimi_core.evaluation import Evaluation, build_detector, evaluate
 from mimimi_core.training import Training
 from search import conclude as module
-from search.conclude import _tell, conclude
+from search.conclude import _read, _tell, conclude
 from search.confirmation import Winner, find_winner
+from search.registry import Version
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
 from tests.doubles import space_file
-from tests.model_fixtures import CPU, tiny_config, tone_pack
+from tests.model_fixtures import CPU, make_detector, tiny_config, tone_pack
 from tests.study_fixtures import new_study
 
 
@@ -48,22 +50,67 @@ def study() -> TypeStudy:
 
 
 @pytest.fixture
-def tested(monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation) -> list[Sequence[str]]:
+def tested(
+    monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation, tmp_path: Path
+) -> list[Sequence[str]]:
     """Checkpoints of every winner that has met the test, without Ray."""
     met: list[Sequence[str]] = []
 
     def scored(args: Sequence[Any], who: str) -> tuple[Evaluation, dict[str, bytes], Any]:
         met.append([Path(state).parent.name for state in args[1]])
-        return evaluation, {}, {}
+        return evaluation, model, {"roc.png": b"", f"{len(met)}.png": b""}
 
+    make_detector().save(tmp_path / "worker")
+    model = _read(tmp_path / "worker")
     task = SimpleNamespace(remote=lambda *args: args)
     monkeypatch.setattr(module, "ray", SimpleNamespace(remote=lambda **_: lambda _: task))
     monkeypatch.setattr(module, "scored", scored)
     return met
 
 
-def end(study: TypeStudy, out: Path, top: int, seeds: int = 1, ensemble: int = 1) -> dict[str, Any]:
-    """What the command tells that has this confirmation."""
+class Store(Nowhere):
+    """Stands for a tracker and a registry that keep what they are given."""
+
+    def __init__(self) -> None:
+        self.found: list[Version] = []
+        self.artifacts: dict[str, set[str]] = {}
+        self.tags: dict[str, str] = {}
+        self.is_promoted = False
+
+    def trial_run(self, machine_type: str, number: int) -> str:
+        return "run"
+
+    def log_files(self, run_id: str, folder: Path, name: str) -> None:
+        self.artifacts.setdefault(name, set()).update(path.name for path in folder.iterdir())
+
+    def log_parent(self, machine_type: str, metrics: Any, tags: dict[str, str]) -> None:
+        self.tags = tags
+
+    def register(self, *args: Any, tags: dict[str, str], metrics: Any) -> int:
+        now, number = datetime.now(UTC), len(self.found) + 1
+        self.found.append(Version(number=number, created=now, tags=tags))
+        return number
+
+    def versions(self, machine_type: str) -> list[Version]:
+        return self.found
+
+    def champion(self, machine_type: str) -> tuple[int, dict[str, str]] | None:
+        return (len(self.found), {}) if self.is_promoted else None
+
+    def replace_champion(self, *args: Any) -> bool:
+        self.is_promoted = True
+        return True
+
+
+def end(
+    study: TypeStudy,
+    out: Path,
+    top: int,
+    seeds: int = 1,
+    ensemble: int = 1,
+    store: Nowhere | None = None,
+) -> dict[str, Any]:
+    """What the command tells that has this confirmation; with a store, it promotes there."""
     update = {"top": top, "seeds": seeds, "ensemble": ensemble}
     confirmation = space_file().confirmation.model_copy(update=update)
     space = space_file().model_copy(update={"confirmation": confirmation})
@@ -75,10 +122,10 @@ def end(study: TypeStudy, out: Path, top: int, seeds: int = 1, ensemble: int = 1
         resources={"cpu": 1.0, "gpu": 0.0},
         files=SharedFiles(out),
         shared_pack="",
-        tracker=Nowhere(),  # type: ignore[arg-type]
-        registry=Nowhere(),  # type: ignore[arg-type]
-        tags={},
-        mode="never",
+        tracker=store or Nowhere(),  # type: ignore[arg-type]
+        registry=store or Nowhere(),  # type: ignore[arg-type]
+        tags={"study": "s"},
+        mode="auto" if store else "never",
         promotion=space.promotion,
     )
 
@@ -162,3 +209,38 @@ def test_an_id_without_a_threshold_has_a_reason(
     alike = "fewer than two held-out normal clips with different scores"
     assert f"id_00: no threshold: {alike}\n" in caplog.text
     assert "id_02: no threshold: no clip of it trained the model\n" in caplog.text
+
+
+def test_a_registry_that_lacks_the_version_gets_it(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
+) -> None:
+    first, lost, others = Store(), Store(), Store()
+    others.register(tags={"study": "t"}, metrics={})  # another study's has the number
+    for store, version in ((first, 1), (lost, 1), (others, 2)):
+        for _ in range(2):
+            found = end(study, tmp_path, top=0, store=store)
+            assert (found["promoted"], found["champion_version"]) == (True, version)
+        assert store.found[-1].tags["study"] == "s"
+        assert list(store.artifacts) == ["evaluation/trial-0"]
+        assert store.tags["decision"] == "promoted: there was no champion"
+    assert len(tested) == 3
+
+
+def test_a_new_winner_leaves_no_file_of_the_one_before(
+    study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
+) -> None:
+    store = Store()
+    end(study, tmp_path, top=0, store=store)
+    (tmp_path / "s" / "models" / "fan" / "member_1.safetensors").touch()
+    trial = study.ask()
+    assert trial is not None
+    study.finish(trial.number, TrialState.COMPLETE, value=0.95)
+    end(study, tmp_path, top=0, store=store)
+    names = {path.name for path in (tmp_path / "s" / "evaluation" / "fan").iterdir()}
+    assert names == {"roc.png", "2.png"}
+    assert store.artifacts == {
+        "evaluation/trial-0": {"roc.png", "1.png"},
+        "evaluation/trial-1": {"roc.png", "2.png"},
+    }
+    model = tmp_path / "s" / "models" / "fan"
+    assert {path.name for path in model.iterdir()} == set(_read(tmp_path / "worker"))

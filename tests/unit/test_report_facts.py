@@ -118,10 +118,30 @@ def test_cost_is_the_seconds_of_epochs_times_a_trial_s_share(
     finish(study, 0.8)
     finish(study, 0.7, epochs=3)
     facts = facts_of(folder)
-    assert facts.cost_unit[0] == unit
+    assert facts.cost_unit == unit
     assert facts.cost(facts.trials) == pytest.approx(share * 12 * SECONDS / HOUR)
     assert facts.cost(facts.of_state("pruned")) == pytest.approx(share * 3 * SECONDS / HOUR)
     assert facts.saved == pytest.approx(share * 6 * SECONDS / HOUR)
+
+
+def test_cost_is_of_what_each_epoch_and_seed_held_whatever_a_later_run_holds(
+    folder: Path,
+) -> None:
+    study = make_study(folder, resources={"cpu": 2.0, "gpu": 0.25})
+    held = {"cpu": 2.0, "gpu": 1.0}
+    trial = ask(study)
+    run(trial, 0.8, 2, last=held, seconds=1800.0)
+    trial.set_user_attr("epoch/1", {"seconds": 1800.0, **held})
+    study.tell(trial.number, state=TrialState.PRUNED)
+    study.set_user_attr("confirmation/0/0", {"objective": 0.7, "seconds": 3600.0, **held})
+    facts = facts_of(folder)
+    assert (facts.cost(facts.trials), facts.confirmation_cost) == (1.0, 1.0)
+    assert facts.saved == pytest.approx(0.5 * (EPOCHS - 2))
+    assert facts.cost_unit == "GPU-hours"
+    study.set_user_attr("confirmation/0/1", {"objective": 0.7, "seconds": 3600.0, "gpu": 0.0})
+    facts = facts_of(folder)
+    assert facts.confirmation_cost == pytest.approx(1.0 + 2.0)
+    assert facts.cost_unit == "GPU- and core-hours"
 
 
 def test_what_has_no_recorded_time_has_no_cost(folder: Path) -> None:

@@ -151,7 +151,11 @@ def test_a_condition_on_a_later_parameter_is_refused(tmp_path: Path) -> None:
         (STUDY + "scheduler: {reduction_factor: 1}", ["scheduler.reduction_factor", "1"]),
         (STUDY + "resources: {cpu: 0}", ["resources.cpu", "0"]),
         (STUDY + "resources: {gpu: some}", ["resources.gpu", "auto", "'some'"]),
-        (STUDY + "resources: {gpu: -1}", ["resources.gpu", ">= 0", "-1"]),
+        (STUDY + "resources: {gpu: -1}", ["resources.gpu", "0, a share", "-1"]),
+        (STUDY + "resources: {gpu: 1.5}", ["resources.gpu", "a whole number", "1.5"]),
+        (STUDY + "resources: {gpu: 0.00001}", ["resources.gpu", "from 0.0001 to 1", "1e-05"]),
+        (STUDY + "resources: {gpu: .nan}", ["resources.gpu", "from 0.0001 to 1", "nan"]),
+        (STUDY + "resources: {cpu: 0.00001}", ["resources.cpu", "0.0001", "1e-05"]),
         (STUDY + "confirmation: {fused: maybe}", ["confirmation.fused", "'auto', True", "'maybe'"]),
     ],
 )
@@ -203,6 +207,27 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
     lr, decay = load_space(path).parameters.values()
     assert (lr.low, lr.high) == (1e-4, 1.0)
     assert (decay.low, decay.high) == (0.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("number", "value"),
+    [("1:30", "90"), ("-1:30", "-90"), ("1:30.5", "90.5"), ("010", "8"), ("+0_7", "7")],
+)
+def test_a_number_that_yaml_takes_for_another_is_refused_with_its_line(
+    tmp_path: Path, number: str, value: str
+) -> None:
+    path = write_parameters(tmp_path, "train.lr:", f"  {{kind: fixed, value: {number}}}")
+    message = refusal(path)
+    assert "must have no colon and no leading zero" in message
+    assert f"got {number}, which YAML takes for {value}: write" in message
+    assert "line 4, column 26" in message
+
+
+@pytest.mark.parametrize("gpu", ["auto", "0", "0.0001", "0.5", "1", "1.0", "2"])
+def test_a_trial_may_have_a_share_of_a_gpu_or_whole_ones(tmp_path: Path, gpu: str) -> None:
+    path = write_parameters(tmp_path, "train.lr: {kind: fixed, value: 0.5}")
+    path.write_text(path.read_text() + f"resources: {{gpu: {gpu}}}\n")
+    assert str(load_space(path).resources.gpu).removesuffix(".0") == gpu.removesuffix(".0")
 
 
 def test_conditions_can_be_shared_by_yaml_merge(tmp_path: Path) -> None:
