@@ -22,10 +22,17 @@ from mimimi_core.config import ConfigError, ConflictError, TrialConfig, known_pa
 from search.yaml_file import read_yaml
 
 
-def _check_scalar(value: Any) -> Any:
+_SCALAR = "true, false, a finite number or a text"
+
+
+def _is_scalar(value: Any) -> bool:
     is_scalar = isinstance(value, (bool, int, float, str))
-    if not is_scalar or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"must be true, false, a finite number or a text, got {value!r}")
+    return is_scalar and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _check_scalar(value: Any) -> Any:
+    if not _is_scalar(value):
+        raise ValueError(f"must be {_SCALAR}, got {value!r}")
     return value
 
 
@@ -49,6 +56,18 @@ class _Model(BaseModel):
 class _Parameter(_Model):
     # Earlier parameters and the value, or several, that make this one active.
     when: dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]] = {}
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _check_values(cls, when: Any) -> Any:
+        """Before pydantic, which would tell each kind of value apart in its path."""
+        for name, value in when.items() if isinstance(when, dict) else ():
+            values = value if isinstance(value, list) else [value]
+            if not values or not all(_is_scalar(v) for v in values):
+                raise ValueError(
+                    f"{name} must be {_SCALAR}, or a list of these, not empty, got {value!r}"
+                )
+        return when
 
     @property
     def conditions(self) -> dict[str, tuple[Scalar, ...]]:
@@ -125,7 +144,8 @@ class SamplerConfig(_Model):
 
     # auto is gp, the Gaussian process, and tpe once a study is large
     name: Literal["auto", "gp", "tpe", "random", "cmaes", "nsgaii", "grid"] = "auto"
-    # Random ones before anything is modelled; by default 5, and 10 for tpe and cmaes.
+    # Random ones before anything is modelled; by default 5, and 10 for tpe and cmaes. The others
+    # model nothing and have no use for it.
     startup_trials: int | None = Field(default=None, ge=1)
     warm_start: bool = False  # the paper's setting and present champions first, where space allows
 
@@ -290,10 +310,10 @@ def load_space(path: Path, overrides: dict[str, Any] | None = None) -> SpaceFile
 
     Args:
         path: The YAML file.
-        overrides: Values that replace those of its `study` section.
+        overrides: Values that replace those of its `study` section: options of that name.
 
     Raises:
-        SpaceError: In one line: the file, the key, the rule and the value.
+        SpaceError: In one line: the file and the key, or the option, the rule and the value.
     """
     try:
         raw = read_yaml(path)
@@ -308,7 +328,11 @@ def load_space(path: Path, overrides: dict[str, Any] | None = None) -> SpaceFile
     try:
         return SpaceFile.model_validate(raw)
     except ValidationError as error:
-        raise SpaceError(f"{path}: {_first_error(error)}") from error
+        message = _first_error(error)
+        for name in overrides or ():
+            if message.startswith(f"study.{name}: "):
+                raise SpaceError(message.replace(f"study.{name}", f"--{name}", 1)) from error
+        raise SpaceError(f"{path}: {message}") from error
 
 
 def boundary_values(parameter: Parameter) -> list[Scalar]:

@@ -219,7 +219,7 @@ class Tracker:
             machine_type: Whose parent run.
             metrics: Current values; None is left out.
             tags: Tags to set.
-            step: Trials ended so far, the x axis of `best_val_auc`.
+            step: Trials ended so far, the x axis of `best_objective`.
         """
         with self._store():
             known = self._parent(machine_type)

@@ -45,7 +45,10 @@ def test_options_of_the_command_line_replace_the_study_section(tmp_path: Path) -
     path = write_parameters(tmp_path, "train.lr: {kind: fixed, value: 0.1}")
     space = load_space(path, {"trials": 7, "seed": 5})
     assert (space.study.trials, space.study.epochs, space.study.seed) == (7, 3, 5)
-    assert "study.trials" in refusal(path, {"trials": 0})
+    with pytest.raises(SpaceError) as caught:  # no fault of the file
+        load_space(path, {"trials": 0})
+    assert str(caught.value) == "--trials: must be greater than or equal to 1, got 0"
+    assert "study.trials" in refusal(write(tmp_path, STUDY.replace("2", "0")), {"seed": 5})
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,10 @@ def test_a_parameter_that_breaks_a_rule_is_refused(
     [
         ("network.attention: {kind: bool}", "network.attentoin: true", ["'network.attentoin'"]),
         ("network.attention: {kind: bool}", "network.attention: 1", ["[False, True]", "1"]),
-        ("network.attention: {kind: bool}", "network.attention: null", ["None"]),
+        ("network.attention: {kind: bool}", "network.attention: null", ["or a list", "None"]),
+        ("network.attention: {kind: bool}", "network.attention: []", ["list of these, not", "[]"]),
+        ("network.attention: {kind: bool}", "network.attention: [.nan]", ["finite", "[nan]"]),
+        ("network.attention: {kind: bool}", "network.attention: {a: 1}", ["or a list", "{'a': 1}"]),
         (
             "frontend.n_fft: {kind: categorical, choices: [512, 1024]}",
             "frontend.n_fft: 2048",
@@ -119,6 +125,7 @@ def test_a_condition_that_can_never_hold_is_refused(
     second = f"network.attention_expansion: {{kind: int, low: 1, high: 2, when: {{{condition}}}}}"
     message = refusal(write_parameters(tmp_path, first, second))
     assert "parameters.network.attention_expansion.when" in message
+    assert "_check_scalar" not in message
     assert [name for name in names if name not in message] == [], message
 
 
