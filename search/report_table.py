@@ -316,11 +316,13 @@ def picture(table: Table) -> mpl.Figure:
             axes.plot(auc.of_seeds, [place] * len(auc.of_seeds), "|", color=color, markersize=9)
             inside = color if is_ours else "white"
             axes.plot(auc.value, place, "o" if is_ours else "D", color=color, mfc=inside)
-        axes.set(title=machine_type, xlabel="AUC")
+        axes.set_title(machine_type, parse_math=False)
+        axes.set_xlabel("AUC")
         axes.grid(axis="x", color="0.9")
         axes.axvline(0.5, color="0.7", linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(lines)), [line.system for line in lines])
+    names = [line.system for line in lines]
+    panels[0].set_yticks(range(len(lines)), names, parse_math=False)
     panels[0].invert_yaxis()
     figure.suptitle(
         "All labelled clips (dev)\n● this study: 95 % interval over clips, a tick per seed\n"

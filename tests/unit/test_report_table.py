@@ -155,6 +155,13 @@ def test_the_picture_has_a_panel_per_type_and_a_row_per_system(folder: Path) -> 
     assert labels == [line.system for line in table.lines if line.clips == "dev"]
 
 
+def test_dollars_in_a_name_are_no_formula(tmp_path: Path) -> None:
+    write_study(tmp_path / "s", "$fan^$", system(0, "$x^$", 0.9))
+    table = build_table(read_facts(tmp_path / "s"))
+    assert table is not None
+    picture(table).savefig(tmp_path / "systems.png")
+
+
 def test_without_tested_finalists_there_is_no_table(tmp_path: Path) -> None:
     make_study(tmp_path / "s")
     assert build_table(read_facts(tmp_path / "s")) is None
