@@ -2,6 +2,7 @@
 
 Pure functions from arrays to a matplotlib `Figure`: no pyplot, so no global state and no display.
 Readable in black and white: curves differ by dashes, histograms by fill, counts are written out.
+Names are shown as they are: `parse_math=False`, for two dollars would make them a formula.
 Legend: `n` clips, `K` machine ids.
 """
 
@@ -65,7 +66,9 @@ def roc_figure(
         )
     axes.set(xlabel="false alarm rate", ylabel="hit rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
-    figure.legend(loc="outside lower center", handlelength=3.5, fontsize=8)
+    legend = figure.legend(loc="outside lower center", handlelength=3.5, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -92,7 +95,8 @@ def score_histograms(
     for index, (axes, machine_id) in enumerate(zip(panels, machine_ids, strict=False)):
         mine = id_index == index
         _histogram(axes, scores[mine], labels[mine], thresholds.get(machine_id))
-        axes.set_title(f"{machine_id}: {_counts(labels[mine])}", fontsize=9)
+        title = f"{machine_id}: {_counts(labels[mine])}"
+        axes.set_title(title, fontsize=9, parse_math=False)
     for axes in panels[len(machine_ids) :]:
         axes.set_axis_off()
     handles = {
@@ -125,8 +129,9 @@ def id_confusion(counts: np.ndarray, machine_ids: Sequence[str]) -> Figure:
         name if total else f"{name}\n(none counted)"
         for name, total in zip(machine_ids, counts.sum(axis=1), strict=True)
     ]
-    axes.set_xticks(range(n_ids), machine_ids, rotation=45 if n_ids > 6 else 0)
-    axes.set_yticks(range(n_ids), names)
+    rotation = 45 if n_ids > 6 else 0
+    axes.set_xticks(range(n_ids), machine_ids, rotation=rotation, parse_math=False)
+    axes.set_yticks(range(n_ids), names, parse_math=False)
     n_right, n_clips = int(counts.trace()), int(counts.sum())
     right = f", {n_right / n_clips:.0%} right" if n_clips else ""
     axes.set(xlabel="id by the network", ylabel="true id", title=f"{n_clips} normal clips{right}")
@@ -143,7 +148,7 @@ def decision_confusion(analysis: Analysis) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False)
     called = ["normal", "anomaly"]
     for axes, (name, decisions) in zip(grid.ravel(), panels.items(), strict=False):
-        axes.set_title(name, fontsize=10)
+        axes.set_title(name, fontsize=10, parse_math=False)
         axes.set_xticks([0, 1], called)
         axes.set_yticks([])
         if decisions is not None:

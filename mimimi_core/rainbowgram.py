@@ -87,7 +87,7 @@ def rainbowgram_figure(
     for axes in panels.flat[len(clips) :]:
         axes.set_axis_off()
     for axes, (title, waveform) in zip(panels.flat, clips, strict=False):
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=9, parse_math=False)
         if waveform is None:
             axes.set_axis_off()
         else:

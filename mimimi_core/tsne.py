@@ -82,7 +82,8 @@ def tsne_figure(detector: Detector, pack: Pack, machine_ids: Sequence[str] | Non
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
     )
-    figure.supxlabel(f"all labelled clips of {pack.machine_type}, val and test", fontsize=9)
+    label = f"all labelled clips of {pack.machine_type}, val and test"
+    figure.supxlabel(label, fontsize=9, parse_math=False)
     return figure
 
 
@@ -164,7 +165,8 @@ def _draw(axes: Axes, places: np.ndarray, labels: np.ndarray, title: str, remark
     axes.set(xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     counts = f"{(labels == 0).sum()} normal, {(labels == 1).sum()} anomalous"
-    axes.set_title(f"{title}: {counts}" + (f"\n{remark}" if remark else ""), fontsize=9)
+    whole = f"{title}: {counts}" + (f"\n{remark}" if remark else "")
+    axes.set_title(whole, fontsize=9, parse_math=False)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from matplotlib import figure as mpl
 from mimimi_core import table2
 from mimimi_core.metrics import Interval, interval_of_mean
 from mimimi_core.published import PUBLISHED
+from search.data import JOINT
 from search.report_facts import TypeFacts
 from search.report_figures import shown
 from search.report_sections import Section
@@ -243,16 +244,19 @@ def table_sections(table: Table, image: bytes) -> list[Section]:
 def _rows(
     types: Sequence[str], lines: Sequence[Line]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows for people: AUC per type and their mean, then pAUC."""
+    """Header and rows for people: AUC per type and their mean, then pAUC.
+
+    The joint classifier's clips are those of the types once more, so it counts in no mean.
+    """
     header = ("system", *types, "mean", *(f"pAUC {name}" for name in types), "pAUC mean")
+    single = [place for place, name in enumerate(types) if name != JOINT]
     rows = []
     for line in lines:
         cells = [line.cells.get(name) for name in types]
         aucs = [None if cell is None else cell.auc for cell in cells]
         paucs = [None if cell is None else cell.pauc for cell in cells]
-        rows.append(
-            (line.system, *map(_shown, aucs), _mean(aucs), *map(_shown, paucs), _mean(paucs))
-        )
+        auc, pauc = (_mean([figures[place] for place in single]) for figures in (aucs, paucs))
+        rows.append((line.system, *map(_shown, aucs), auc, *map(_shown, paucs), pauc))
     return header, rows
 
 
@@ -266,9 +270,9 @@ def _shown(figure: Figure | None) -> str:
 
 
 def _mean(figures: Sequence[Figure | None]) -> str:
-    """Mean over types, with its interval where all have one."""
+    """Mean over types, with its interval where all have one; empty unless all have a figure."""
     found = [figure for figure in figures if figure is not None]
-    if len(found) < len(figures):
+    if not found or len(found) < len(figures):
         return ""
     values = np.array([figure.value for figure in found])
     intervals = [figure.ci for figure in found if figure.ci is not None]
@@ -316,11 +320,13 @@ def picture(table: Table) -> mpl.Figure:
             axes.plot(auc.of_seeds, [place] * len(auc.of_seeds), "|", color=color, markersize=9)
             inside = color if is_ours else "white"
             axes.plot(auc.value, place, "o" if is_ours else "D", color=color, mfc=inside)
-        axes.set(title=machine_type, xlabel="AUC")
+        axes.set_title(machine_type, parse_math=False)
+        axes.set_xlabel("AUC")
         axes.grid(axis="x", color="0.9")
         axes.axvline(0.5, color="0.7", linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(lines)), [line.system for line in lines])
+    names = [line.system for line in lines]
+    panels[0].set_yticks(range(len(lines)), names, parse_math=False)
     panels[0].invert_yaxis()
     figure.suptitle(
         "All labelled clips (dev)\n● this study: 95 % interval over clips, a tick per seed\n"

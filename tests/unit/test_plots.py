@@ -119,6 +119,21 @@ def test_decisions_are_shown_of_all_clips_and_of_each_id(tmp_path) -> None:
     saved(figure, tmp_path)
 
 
+def test_dollars_in_a_name_are_no_formula(tmp_path) -> None:
+    ids = ["id_$a^$", "id_b"]
+    rng = np.random.default_rng(0)
+    index, labels, scores = np.repeat([0, 1], 20), np.tile([0, 1], 20), rng.normal(size=40)
+    one = Decisions(true_positives=4, false_positives=0, true_negatives=2, false_negatives=0)
+    for figure in (
+        roc_figure(scores, labels, index, auc_report(scores, labels, index, ids).per_id),
+        score_histograms(scores, labels, index, ids, {}),
+        id_confusion(np.eye(2, dtype=int), ids),
+        decision_confusion(analysis_of(dict.fromkeys(ids, one), one)),
+    ):
+        assert "id_$a^$" in texts(figure)
+        saved(figure, tmp_path)
+
+
 def test_decisions_of_many_ids_fit(tmp_path) -> None:
     one = Decisions(true_positives=4, false_positives=0, true_negatives=2, false_negatives=0)
     ids = [f"id_{2 * i:02d}" for i in range(7)]

@@ -103,6 +103,12 @@ def test_a_figure_has_a_panel_per_clip_and_says_where_there_is_none() -> None:
     assert ticks["5000"] - ticks["500"] == pytest.approx(BINS_PER_OCTAVE * np.log2(10))
 
 
+def test_dollars_in_a_name_are_no_formula(tmp_path: Path) -> None:
+    figure = rainbowgram_figure([("a_$5_and_$.wav", hum(500, n_samples=4000))], RATE)
+    figure.savefig(tmp_path / "clips.png")
+    assert figure.axes[0].get_title() == "a_$5_and_$.wav"
+
+
 def test_command_draws_clips_of_any_length_and_rate(tmp_path: Path) -> None:
     clips = [
         write_wav(tmp_path / "a.wav", hum(700)),

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from mimimi_core import table2
 from mimimi_core.published import PUBLISHED
+from search.data import JOINT
 from search.report import main, write_report
 from search.report_facts import read_facts
 from search.report_table import build_table, csv_text, picture, table_sections
@@ -122,6 +123,22 @@ def test_what_cannot_be_computed_is_left_empty(folder: Path) -> None:
     assert rows[ensemble][1:4] == ("75.0 [65.0, 80.0] ±1.0", "", "")
 
 
+def test_the_joint_classifier_counts_in_no_mean(tmp_path: Path) -> None:
+    for machine_type, auc in (("fan", 0.9), (JOINT, 0.5), ("pump", 0.8)):
+        write_study(tmp_path / "s", machine_type, system(0, table2.ROWS[5].name, auc))
+    table = build_table(read_facts(tmp_path / "s"))
+    assert table is not None
+    ours, _, published = table_sections(table, b"")[1:4]
+    mean = ours.header.index("mean")
+    assert ours.rows[0][mean].startswith("85.0 [")
+    row = next(row for row in published.rows if row[0] == f"{table2.ROWS[5].name} (Kim et al.)")
+    assert row[mean] == "93.0"  # of 89.55 and 96.40
+    alone = build_table([facts for facts in read_facts(tmp_path / "s") if facts.systems][1:2])
+    assert alone is not None
+    (row,) = table_sections(alone, b"")[1].rows
+    assert row[1:3] == ("50.0 [40.0, 55.0] ±1.0", "")
+
+
 def test_the_protocol_says_what_the_figures_rest_on(folder: Path) -> None:
     table = build_table(read_facts(folder))
     assert table is not None
@@ -153,6 +170,13 @@ def test_the_picture_has_a_panel_per_type_and_a_row_per_system(folder: Path) -> 
     assert [axes.get_title() for axes in panels] == ["fan", "mixer"]
     labels = [label.get_text() for label in panels[0].get_yticklabels()]
     assert labels == [line.system for line in table.lines if line.clips == "dev"]
+
+
+def test_dollars_in_a_name_are_no_formula(tmp_path: Path) -> None:
+    write_study(tmp_path / "s", "$fan^$", system(0, "$x^$", 0.9))
+    table = build_table(read_facts(tmp_path / "s"))
+    assert table is not None
+    picture(table).savefig(tmp_path / "systems.png")
 
 
 def test_without_tested_finalists_there_is_no_table(tmp_path: Path) -> None:

@@ -148,6 +148,14 @@ def test_a_figure_has_a_panel_per_id_with_every_labelled_clip() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["normal", "anomaly"]
 
 
+def test_dollars_in_a_name_are_no_formula(tmp_path: Path) -> None:
+    ids = ("id_$a^$", "id_b")
+    pack = dataclasses.replace(tone_pack(), machine_ids=ids, machine_type="$fan^$")
+    figure = tsne_figure(make_detector(machine_ids=ids), pack)
+    figure.savefig(tmp_path / "tsne.png")
+    assert figure.axes[0].get_title().startswith("id_$a^$: ")
+
+
 @pytest.mark.parametrize("machine_ids", [None, ["id_02"]])
 def test_too_few_clips_are_refused_with_their_number(machine_ids: list[str] | None) -> None:
     pack = tone_pack(n_other=2)
