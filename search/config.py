@@ -21,7 +21,6 @@ from pydantic import (
 from mimimi_core.config import ConfigError, ConflictError, TrialConfig, known_params
 from search.yaml_file import read_yaml
 
-
 _SCALAR = "true, false, a finite number or a text"
 
 
