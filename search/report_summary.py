@@ -20,7 +20,7 @@ def key_facts(facts: TypeFacts, evidence: Mapping[str, str]) -> list[tuple[str, 
     rows = [
         ("trials", f"{len(facts.trials)}" + (f": {counts}" if counts else "")),
         ("best of the search", _best(facts, best)),
-        ("confirmed winner", _winner(winner, facts.winner_seeds)),
+        ("confirmed winner", _winner(winner, facts.winner_seeds) + _others(facts)),
         ("the search's best flattered itself by", _flattery(facts)),
         ("test AUC of the winner", _test_auc(facts)),
         ("champion", _champion(facts)),
@@ -74,6 +74,12 @@ def _winner(winner: int | None, seeds: SeedFacts | None) -> str:
         f"{text}, mean of {len(seeds.values)} fresh seeds ({spread}, "
         f"standard deviation {deviation:.3f})"
     )
+
+
+def _others(facts: TypeFacts) -> str:
+    """Who judges with the winner; nothing unless an ensemble was tested."""
+    others = facts.outcome.get("members", [])[1:]
+    return f"; trials {', '.join(map(str, others))} judge with it" if others else ""
 
 
 def _flattery(facts: TypeFacts) -> str:

@@ -204,6 +204,19 @@ def test_the_facts_at_the_top(tmp_path: Path) -> None:
     assert words["cost"] == "0.09 core-hours for the trials, 0.2 for the confirmation"
 
 
+def test_who_judges_with_the_winner_is_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    study.tell(ask(study).number, 0.8)
+    study.set_user_attr("outcome", OUTCOME | {"members": [0, 2, 5]})
+    words = facts_in_words(tmp_path / "s")
+    assert words["confirmed winner"].endswith("; trials 2, 5 judge with it")
+    write_report(tmp_path / "s")
+    for name in ("report.md", "report.html"):
+        assert "trials 2, 5 judge with it" in text_of(tmp_path / "s", name)
+    study.set_user_attr("outcome", OUTCOME | {"members": [0]})
+    assert "judge" not in facts_in_words(tmp_path / "s")["confirmed winner"]
+
+
 @pytest.mark.parametrize(
     ("findings", "champion", "test_auc"),
     [
