@@ -93,6 +93,7 @@ class TypeFacts:
     finalists: tuple[SeedFacts, ...]
     outcome: Mapping[str, Any]  # as `search.conclude` notes it; empty before that
     systems: Sequence[Mapping[str, Any]] = ()  # as `search.finalists` notes them
+    n_chosen_from: int | None = None  # complete trials then; None in notes of earlier versions
 
     def of_state(self, *states: str) -> list[TrialFacts]:
         """Trials by number."""
@@ -267,6 +268,7 @@ def _facts_of(study: optuna.Study) -> TypeFacts:
         finalists=_finalists(notes),
         outcome=notes.get("outcome", {}),
         systems=notes.get(FINALISTS, {}).get("systems", ()),
+        n_chosen_from=notes.get(FINALISTS, {}).get("complete"),
     )
 
 
