@@ -111,7 +111,11 @@ def _champion(facts: TypeFacts) -> str:
         return f"version {version}: this winner"
     if not facts.outcome:
         return "not decided yet"
-    return "none" if version is None else f"version {version} was kept"
+    if version is None:
+        return "none"
+    if facts.outcome.get("version") is None:  # the winner was not registered
+        return f"version {version}, not challenged (--promote never)"
+    return f"version {version} was kept"
 
 
 def _cost(facts: TypeFacts) -> str:
