@@ -19,8 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.rank_correlation import RankCorrelation, spearman
 from search.storages import JOURNAL, noted_uri, require_postgres
-from search.studies import EPOCH, FINALISTS, StudyError
-from search.views import paused_after
+from search.studies import EPOCH, FINALISTS, StudyError, ending_of, never_ran
 
 STATES = ("complete", "pruned", "infeasible", "failed", "running", "paused", "waiting")
 LABEL_FREE = ("id_swap_auc", "normal_log_likelihood")  # figures that need no labelled anomaly
@@ -36,7 +35,7 @@ class TrialFacts:
     """One trial as it is reported."""
 
     number: int
-    state: str  # of STATES; infeasible ones are told apart from pruned ones
+    state: str  # of STATES; infeasible is what broke a limit and never ran
     reason: str
     params: dict[str, Any]  # fixed ones included
     distributions: dict[str, BaseDistribution]
@@ -298,11 +297,9 @@ def _trial(trial: FrozenTrial) -> TrialFacts:
 
 
 def _state(trial: FrozenTrial) -> str:
-    if trial.state.is_finished() and any(value > 0 for value in trial.constraints.values()):
+    if never_ran(trial):
         return "infeasible"
-    if paused_after(trial):
-        return "paused"
-    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+    return "waiting" if trial.state == TrialState.WAITING else ending_of(trial)
 
 
 def _finalists(notes: Mapping[str, Any]) -> tuple[SeedFacts, ...]:

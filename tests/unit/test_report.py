@@ -174,7 +174,7 @@ def test_a_study_that_has_only_accidents_is_reported(tmp_path: Path) -> None:
     add_accidents(make_study(tmp_path / "s"))
     write_report(tmp_path / "s")
     words = facts_in_words(tmp_path / "s")
-    assert words["trials"] == "4: 2 infeasible, 1 failed, 1 running"
+    assert words["trials"] == "4: 1 infeasible, 2 failed, 1 running"
     assert words["best of the search"] == "no complete trial"
     assert words["confirmed winner"] == "not chosen yet"
     assert words["test AUC of the winner"] == "not tested yet"
