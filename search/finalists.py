@@ -43,7 +43,7 @@ def score_finalists(
     """Score the test clips with the fresh seeds of every finalist, and with ensembles of them.
 
     A finalist's figure is the mean over its fresh seeds: no training that the search saw is
-    among them, so none flatters itself. Repeating it for the same finalists does nothing.
+    among them, so none flatters itself. Repeating it for the same finalists scores nothing.
 
     Args:
         study: Of the machine type; its winner is noted.
@@ -60,7 +60,12 @@ def score_finalists(
     trained = confirmed(study, space, folder, files)
     tested = {str(number): names for number, names in trained.items()}
     noted = study.noted(FINALISTS)
-    if not trained or (noted and noted["tested"] == tested):
+    complete = study.count("complete")
+    if not trained:
+        return
+    if noted and noted["tested"] == tested:
+        if noted.get("complete") != complete:  # the search went on and found none better
+            study.note(FINALISTS, {**noted, "complete": complete})
         return
     task = ray.remote(
         num_cpus=resources["cpu"],
@@ -89,7 +94,7 @@ def score_finalists(
                 logger.warning("%s: no %s: %s", study.machine_type, name, error)
             else:
                 systems.append({"number": None, "system": name, **_figures(seeds, pack)})
-    study.note(FINALISTS, {"tested": tested, "systems": systems})
+    study.note(FINALISTS, {"tested": tested, "complete": complete, "systems": systems})
 
 
 def system_of(study: TypeStudy, number: int) -> str | None:

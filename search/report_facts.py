@@ -19,8 +19,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.rank_correlation import RankCorrelation, spearman
 from search.storages import JOURNAL, noted_uri, require_postgres
-from search.studies import EPOCH, FINALISTS, StudyError, held_hours, hours_unit
-from search.views import paused_after
+from search.studies import (
+    EPOCH,
+    FINALISTS,
+    StudyError,
+    ending_of,
+    held_hours,
+    hours_unit,
+    never_ran,
+)
 
 STATES = ("complete", "pruned", "infeasible", "failed", "running", "paused", "waiting")
 LABEL_FREE = ("id_swap_auc", "normal_log_likelihood")  # figures that need no labelled anomaly
@@ -36,7 +43,7 @@ class TrialFacts:
     """One trial as it is reported."""
 
     number: int
-    state: str  # of STATES; infeasible ones are told apart from pruned ones
+    state: str  # of STATES; infeasible is what broke a limit and never ran
     reason: str
     params: dict[str, Any]  # fixed ones included
     distributions: dict[str, BaseDistribution]
@@ -95,6 +102,7 @@ class TypeFacts:
     finalists: tuple[SeedFacts, ...]
     outcome: Mapping[str, Any]  # as `search.conclude` notes it; empty before that
     systems: Sequence[Mapping[str, Any]] = ()  # as `search.finalists` notes them
+    n_chosen_from: int | None = None  # complete trials then; None in notes of earlier versions
 
     def of_state(self, *states: str) -> list[TrialFacts]:
         """Trials by number."""
@@ -266,6 +274,7 @@ def _facts_of(study: optuna.Study) -> TypeFacts:
         finalists=_finalists(notes, resources),
         outcome=notes.get("outcome", {}),
         systems=notes.get(FINALISTS, {}).get("systems", ()),
+        n_chosen_from=notes.get(FINALISTS, {}).get("complete"),
     )
 
 
@@ -296,11 +305,9 @@ def _trial(trial: FrozenTrial, resources: Mapping[str, float]) -> TrialFacts:
 
 
 def _state(trial: FrozenTrial) -> str:
-    if trial.state.is_finished() and any(value > 0 for value in trial.constraints.values()):
+    if never_ran(trial):
         return "infeasible"
-    if paused_after(trial):
-        return "paused"
-    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+    return "waiting" if trial.state == TrialState.WAITING else ending_of(trial)
 
 
 def _finalists(notes: Mapping[str, Any], resources: Mapping[str, float]) -> tuple[SeedFacts, ...]:

@@ -38,7 +38,8 @@ class Importance(NamedTuple):
 def importance_of(facts: TypeFacts) -> Importance | None:
     """Optuna's default evaluator; None with fewer than MIN_FOR_IMPORTANCE complete trials."""
     study = _complete_study(facts)
-    if len(study.trials) < MIN_FOR_IMPORTANCE or not study.trials[0].params:
+    is_searched = any(trial.params for trial in study.trials)
+    if len(study.trials) < MIN_FOR_IMPORTANCE or not is_searched:
         return None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -136,11 +137,7 @@ def parallel_figure(facts: TypeFacts, importance: Importance | None) -> go.Figur
 
 def tried_values(facts: TypeFacts) -> dict[str, str]:
     """Of each parameter that was searched, what trials had: a range, or the choices."""
-    values: dict[str, list[Any]] = {}
-    for trial in facts.trials:
-        for name in trial.distributions:
-            values.setdefault(name, []).append(trial.params[name])
-    return {name: _range(found) for name, found in values.items()}
+    return {name: _range(found) for name, found in _values(facts.trials).items()}
 
 
 def _complete_study(
@@ -150,33 +147,38 @@ def _complete_study(
 
     Args:
         facts: Of the study.
-        joined: Distributions that take the place of each trial's own.
+        joined: Distributions that take the place of each trial's own, and give it one where the
+            parameter was fixed: each of them holds all earlier trials.
     """
-    joined = joined or {}
     study = optuna.create_study(direction="maximize")
-    study.add_trials(
-        [
+    for trial in facts.of_state("complete"):
+        distributions = dict(trial.distributions)
+        distributions |= {n: d for n, d in (joined or {}).items() if n in trial.params}
+        study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE,
                 value=trial.value,
-                params={name: trial.params[name] for name in trial.distributions},
-                distributions={n: joined.get(n, own) for n, own in trial.distributions.items()},
+                params={name: trial.params[name] for name in distributions},
+                distributions=distributions,
             )
-            for trial in facts.of_state("complete")
-        ]
-    )
+        )
     return study
 
 
 def varied(trials: Sequence[TrialFacts], importance: Importance | None) -> list[str]:
     """Parameters that differ among trials: by importance if known, else in the space's order."""
-    values: dict[str, set[Any]] = {}
-    for trial in trials:
-        for name in trial.distributions:
-            values.setdefault(name, set()).add(trial.params[name])
+    values = _values(trials)
     ranks = {name: rank for rank, name in enumerate(importance.shares)} if importance else {}
-    varied = [name for name in values if len(values[name]) > 1]
+    varied = [name for name in values if len(set(values[name])) > 1]
     return sorted(varied, key=lambda name: ranks.get(name, len(ranks)))
+
+
+def _values(trials: Sequence[TrialFacts]) -> dict[str, list[Any]]:
+    """What trials had of each parameter that any of them searched; in others it may be fixed."""
+    searched = dict.fromkeys(name for trial in trials for name in trial.distributions)
+    return {
+        name: [trial.params[name] for trial in trials if name in trial.params] for name in searched
+    }
 
 
 def _joined(trials: Sequence[TrialFacts], name: str) -> BaseDistribution:

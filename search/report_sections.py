@@ -189,6 +189,8 @@ def _importance(facts: TypeFacts, importance: parameters.Importance | None) -> S
     if importance is None:
         least = parameters.MIN_FOR_IMPORTANCE
         text = f"{n} complete trials are too few to tell: it takes {least}."
+        if n and not any(trial.distributions for trial in facts.of_state("complete")):
+            text = "No parameter was searched."
         return Section(title=title, text=(text,))
     text = (
         f"Optuna's PED-ANOVA: where the best tenth of the {n} complete trials differs most from "

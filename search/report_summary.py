@@ -20,7 +20,7 @@ def key_facts(facts: TypeFacts, evidence: Mapping[str, str]) -> list[tuple[str, 
     rows = [
         ("trials", f"{len(facts.trials)}" + (f": {counts}" if counts else "")),
         ("best of the search", _best(facts, best)),
-        ("confirmed winner", _winner(winner, facts.winner_seeds)),
+        ("confirmed winner", _winner(winner, facts.winner_seeds) + _others(facts)),
         ("the search's best flattered itself by", _flattery(facts)),
         ("test AUC of the winner", _test_auc(facts)),
         ("champion", _champion(facts)),
@@ -76,6 +76,12 @@ def _winner(winner: int | None, seeds: SeedFacts | None) -> str:
     )
 
 
+def _others(facts: TypeFacts) -> str:
+    """Who judges with the winner; nothing unless an ensemble was tested."""
+    others = facts.outcome.get("members", [])[1:]
+    return f"; trials {', '.join(map(str, others))} judge with it" if others else ""
+
+
 def _flattery(facts: TypeFacts) -> str:
     best, flattery = facts.best, facts.flattery
     if best is None or flattery is None:
@@ -105,7 +111,11 @@ def _champion(facts: TypeFacts) -> str:
         return f"version {version}: this winner"
     if not facts.outcome:
         return "not decided yet"
-    return "none" if version is None else f"version {version} was kept"
+    if version is None:
+        return "none"
+    if facts.outcome.get("version") is None:  # the winner was not registered
+        return f"version {version}, not challenged (--promote never)"
+    return f"version {version} was kept"
 
 
 def _cost(facts: TypeFacts) -> str:

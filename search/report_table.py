@@ -196,7 +196,7 @@ def _protocol(types: Sequence[TypeFacts]) -> Iterator[str]:
     )
     for facts in types:
         tested = sum(system["number"] is not None for system in facts.systems)
-        complete = facts.counts["complete"]
+        complete = facts.n_chosen_from or facts.counts["complete"]
         yield f"Selection, {facts.machine_type}: " + (
             "none, every complete trial is here."
             if tested >= complete

@@ -299,7 +299,7 @@ class TypeStudy:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials that ran or run, by number; not to be changed."""
-        return [trial for trial in self._all() if not _never_ran(trial)]
+        return [trial for trial in self._all() if not never_ran(trial)]
 
     def _all(self) -> list[FrozenTrial]:
         """Those as well that were too dear to run."""
@@ -420,7 +420,8 @@ def _misfit(params: Params) -> str | None:
     return None
 
 
-def _never_ran(trial: FrozenTrial) -> bool:
+def never_ran(trial: FrozenTrial) -> bool:
+    """Whether a trial broke a limit of the space file, so that nothing was trained."""
     reason = trial.user_attrs.get("reason", "")
     return trial.state == TrialState.PRUNED and reason.startswith(INFEASIBLE)
 

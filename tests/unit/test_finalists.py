@@ -1,14 +1,19 @@
 """What is noted of the systems that met the test."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 from sklearn.metrics import roc_auc_score
 
 from mimimi_core import table2
+from search import finalists
 from search.config import SpaceError, load_space
-from search.finalists import _combine, _figures, _members, system_of
+from search.finalists import _combine, _figures, _members, score_finalists, system_of
+from search.shared_files import SharedFiles
+from search.studies import FINALISTS
 from tests.doubles import space_file
 from tests.model_fixtures import resplit, tone_pack
 from tests.study_fixtures import new_study
@@ -79,6 +84,27 @@ def test_a_trial_is_called_what_the_paper_calls_it() -> None:
     assert set(names) == {row.name for row in table2.SYSTEMS} | {None}
     for members in table2.ENSEMBLES.values():
         assert all(names.count(member) == 1 for member in members)
+
+
+def test_of_how_many_trials_finalists_are_the_best_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = new_study()
+    task = SimpleNamespace(remote=lambda *args: None)
+    monkeypatch.setattr(finalists, "confirmed", lambda *args: {0: ["a"]})
+    monkeypatch.setattr(finalists.ray, "remote", lambda **resources: lambda function: task)
+    monkeypatch.setattr(finalists, "scored", lambda *args: [nll(0)])
+    monkeypatch.setattr(finalists, "system_of", lambda *args: None)
+    for n in (1, 2):  # the second time finds the same finalist again, among more
+        trial = study.ask()
+        assert trial is not None
+        study.finish(trial.number, TrialState.COMPLETE, 0.5)
+        resources = {"cpu": 1.0, "gpu": 0.0}
+        score_finalists(
+            study, PACK, space_file(), tmp_path, resources, SharedFiles(str(tmp_path)), "pack"
+        )
+        assert study.noted(FINALISTS)["complete"] == n
+        assert [system["number"] for system in study.noted(FINALISTS)["systems"]] == [0]
 
 
 def test_testing_all_needs_finalists(tmp_path: Path) -> None:

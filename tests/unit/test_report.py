@@ -174,7 +174,7 @@ def test_a_study_that_has_only_accidents_is_reported(tmp_path: Path) -> None:
     add_accidents(make_study(tmp_path / "s"))
     write_report(tmp_path / "s")
     words = facts_in_words(tmp_path / "s")
-    assert words["trials"] == "4: 2 infeasible, 1 failed, 1 running"
+    assert words["trials"] == "4: 1 infeasible, 2 failed, 1 running"
     assert words["best of the search"] == "no complete trial"
     assert words["confirmed winner"] == "not chosen yet"
     assert words["test AUC of the winner"] == "not tested yet"
@@ -182,6 +182,16 @@ def test_a_study_that_has_only_accidents_is_reported(tmp_path: Path) -> None:
     assert words["retried"].startswith("1: ")
     (text,) = sections_of(tmp_path / "s")["Which parameters matter"].text
     assert text == "0 complete trials are too few to tell: it takes 10."
+
+
+def test_a_study_that_searched_nothing_has_no_importance(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    for _ in range(12):
+        trial = study.ask()
+        trial.set_user_attr("fixed", {"network.depth": 4})
+        study.tell(trial.number, 0.8)
+    (text,) = sections_of(tmp_path / "s")["Which parameters matter"].text
+    assert text == "No parameter was searched."
 
 
 def test_the_facts_at_the_top(tmp_path: Path) -> None:
@@ -204,22 +214,38 @@ def test_the_facts_at_the_top(tmp_path: Path) -> None:
     assert words["cost"] == "0.09 core-hours for the trials, 0.2 for the confirmation"
 
 
+def test_who_judges_with_the_winner_is_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    study.tell(ask(study).number, 0.8)
+    study.set_user_attr("outcome", OUTCOME | {"members": [0, 2, 5]})
+    words = facts_in_words(tmp_path / "s")
+    assert words["confirmed winner"].endswith("; trials 2, 5 judge with it")
+    write_report(tmp_path / "s")
+    for name in ("report.md", "report.html"):
+        assert "trials 2, 5 judge with it" in text_of(tmp_path / "s", name)
+    study.set_user_attr("outcome", OUTCOME | {"members": [0]})
+    assert "judge" not in facts_in_words(tmp_path / "s")["confirmed winner"]
+
+
 @pytest.mark.parametrize(
-    ("findings", "champion", "test_auc"),
+    ("version", "champion_version", "champion"),
     [
-        ({"champion_version": 3, "promoted": False}, "version 3 was kept", "none: no machine id"),
-        ({"champion_version": None, "promoted": False}, "none", "none: no machine id"),
+        (4, 3, "version 3 was kept"),
+        (None, 3, "version 3, not challenged (--promote never)"),
+        (None, None, "none"),
     ],
 )
 def test_a_winner_that_changed_nothing(
-    tmp_path: Path, findings: dict[str, object], champion: str, test_auc: str
+    tmp_path: Path, version: int | None, champion_version: int | None, champion: str
 ) -> None:
     study = make_study(tmp_path / "s")
     study.tell(ask(study).number, 0.8)
-    study.set_user_attr("outcome", {"winner": 0, "findings": findings | {"test_auc": None}})
+    findings = {"champion_version": champion_version, "promoted": False, "test_auc": None}
+    outcome = {"winner": 0, "version": version, "findings": findings}
+    study.set_user_attr("outcome", outcome)
     words = facts_in_words(tmp_path / "s")
     assert words["champion"] == champion
-    assert words["test AUC of the winner"].startswith(test_auc)
+    assert words["test AUC of the winner"].startswith("none: no machine id")
     assert words["confirmed winner"] == "trial 0, not confirmed by fresh seeds"
     assert words["the search's best flattered itself by"].startswith("unknown")
 

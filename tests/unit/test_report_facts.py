@@ -56,9 +56,9 @@ def test_every_ending_is_told_apart(folder: Path) -> None:
     add_accidents(study)
     facts = facts_of(folder)
     states = [trial.state for trial in facts.trials]
-    assert states == ["complete", "pruned", "failed", "infeasible", "infeasible", "running"]
+    assert states == ["complete", "pruned", "failed", "infeasible", "failed", "running"]
     assert facts.counts == {
-        "complete": 1, "pruned": 1, "infeasible": 2, "failed": 1, "running": 1, "paused": 0,
+        "complete": 1, "pruned": 1, "infeasible": 1, "failed": 2, "running": 1, "paused": 0,
         "waiting": 0,
     }  # fmt: skip
     assert facts.best == facts.trial(best)

@@ -203,6 +203,38 @@ def test_a_parameter_may_have_changed_its_kind(
     assert parameters.parallel_figure(facts, importance) is not None
 
 
+def test_a_parameter_that_was_fixed_before_keeps_its_value(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    for n in range(6):
+        trial = study.ask()
+        if n < 3:
+            trial.set_user_attr("fixed", {"x": 4})
+        else:
+            trial.suggest_int("x", 3, 6)
+        study.tell(trial.number, 0.5 + n / 100)
+    facts = read_one(tmp_path / "s")
+    values = [trial.params["x"] for trial in facts.trials]
+    figure = parameters.parallel_figure(facts, None)
+    assert figure is not None
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    assert [list(line.customdata[1]) for line in lines] == [["x", str(v)] for v in values]
+    assert parameters.tried_values(facts) == {"x": f"{min(values)} to {max(values)}"}
+
+
+def test_parameters_that_were_searched_late_have_an_importance(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    for n in range(30):
+        trial = study.ask()
+        if n == 0:
+            trial.set_user_attr("fixed", {"x": 4})
+        else:
+            trial.suggest_int("x", 3, 6)
+        study.tell(trial.number, 0.5 + n / 100)
+    importance = parameters.importance_of(read_one(tmp_path / "s"))
+    assert importance is not None
+    assert list(importance.shares) == ["x"]
+
+
 def test_a_finer_step_has_its_ticks(tmp_path: Path) -> None:
     facts = read_changed(tmp_path / "s", RANGE, (IntDistribution(8, 64, step=8), [8, 24]))
     figure = parameters.slice_figure(facts, None)

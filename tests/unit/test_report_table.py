@@ -149,6 +149,21 @@ def test_the_protocol_says_what_the_figures_rest_on(folder: Path) -> None:
     assert "Linear combination (Giri et al.): waveforms are combined, spectra in the paper" in text
 
 
+def test_the_selection_is_told_of_the_trials_that_there_were(tmp_path: Path) -> None:
+    systems = [system(number, None, 0.8) for number in range(3)]
+    write_study(tmp_path / "s", "fan", *systems, system(None, "ensemble", 0.8))
+    study = make_study(tmp_path / "s", "pump")
+    for _ in range(12):
+        study.tell(ask(study), 0.8)
+    note = {"tested": {}, "complete": 9, "systems": systems}
+    study.set_user_attr(FINALISTS, note)
+    table = build_table(read_facts(tmp_path / "s"))
+    assert table is not None
+    text = "\n".join(table.protocol)
+    assert "Selection, fan: the best 3 of 4 complete" in text  # not noted by earlier versions
+    assert "Selection, pump: the best 3 of 9 complete" in text
+
+
 def test_the_report_has_the_table_and_prints_it(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
