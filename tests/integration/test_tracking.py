@@ -148,9 +148,8 @@ def test_a_long_trial_is_written_in_pieces(sqlite_uri: str, tmp_path: Path) -> N
 def test_figures_of_any_machine_id_are_written(sqlite_uri: str, tmp_path: Path) -> None:
     tracker = Tracker(sqlite_uri, tmp_path, "study")
     figures = {"val_auc/id_3(left)": 0.5, "val_auc/id_3[left]": 0.6, "val_auc/id_3.5 à": 0.7}
-    trial = make_trial(
-        0, TrialState.RUNNING, 0, **{"epoch/1": figures | {"timestamp_ms": EPOCH_MS}}
-    )
+    stamps = {"timestamp_ms": EPOCH_MS, "cpu": 1.0, "gpu": 0.25}  # no figures
+    trial = make_trial(0, TrialState.RUNNING, 0, **{"epoch/1": figures | stamps})
     tracker.log_trial("fan", trial)
     metrics = runs_of(tracker, sqlite_uri)["fan/0"].data.metrics
     assert metrics.pop("val_auc/id_3.5 à") == 0.7  # as it is, where MLflow takes it
