@@ -7,7 +7,8 @@ import torch
 
 from mimimi_core import checkpoint
 from mimimi_core.checkpoint import CheckpointError
-from tests.model_fixtures import CPU
+from mimimi_core.training import OtherTrainingError, Training
+from tests.model_fixtures import CPU, tiny_config, tone_pack
 
 STATE: dict[str, Any] = {
     "params": {"train.lr": 1e-3, "network.attention": True, "train.precision": "auto"},
@@ -94,3 +95,23 @@ def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
     assert not trace.exists()
     torch.load(path, weights_only=False)
     assert trace.exists()  # it would have run
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_of_its_default(
+    tmp_path: Path,
+) -> None:
+    path, pack = tmp_path / "state.pt", tone_pack(2, 8, 6)
+    training = Training(tiny_config(patience=2), pack, CPU)
+    training.save(path, {})
+    state = checkpoint.load(path, CPU)
+    for name in ("train.weight_decay", "frontend.normalization"):
+        del state["params"][name]
+    checkpoint.save(state, path)
+    assert Training.from_checkpoint(path, pack, CPU).config == training.config
+    other = tiny_config(patience=2, weight_decay=0.5)
+    with pytest.raises(OtherTrainingError, match=r"train\.weight_decay is 0\.0 there, 0\.5 here"):
+        Training(other, pack, CPU).restore(path)
+    for params in (None, {"train.lr": 0.0}, {"train.momentum": 0.9}):  # of a later version
+        checkpoint.save({**state, "params": params}, path)
+        with pytest.raises(OtherTrainingError, match="params"):
+            training.restore(path)

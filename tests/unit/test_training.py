@@ -9,7 +9,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from mimimi_core import checkpoint
 from mimimi_core.checkpoint import CheckpointError
 from mimimi_core.clips import find_clips
 from mimimi_core.config import AugmentConfig, ConfigError, TrainConfig
@@ -96,26 +95,6 @@ def test_a_checkpoint_of_other_settings_or_clips_is_refused(tmp_path: Path, pack
     others = dataclasses.replace(pack, data_hash="0123456789abcdef")
     with pytest.raises(OtherTrainingError, match=r"data_hash is .* there, .0123456789abcdef. here"):
         Training(tiny_config(lr=0.5), others, CPU).restore(tmp_path / "state.pt")
-
-
-def test_a_checkpoint_from_before_a_setting_existed_is_of_its_default(
-    tmp_path: Path, pack: Pack
-) -> None:
-    path = tmp_path / "state.pt"
-    training = Training(tiny_config(patience=2), pack, CPU)
-    training.save(path, {})
-    state = checkpoint.load(path, CPU)
-    for name in ("train.weight_decay", "frontend.normalization"):
-        del state["params"][name]
-    checkpoint.save(state, path)
-    assert Training.from_checkpoint(path, pack, CPU).config == training.config
-    other = tiny_config(patience=2, weight_decay=0.5)
-    with pytest.raises(OtherTrainingError, match=r"train\.weight_decay is 0\.0 there, 0\.5 here"):
-        Training(other, pack, CPU).restore(path)
-    for params in (None, {"train.lr": 0.0}, {"train.momentum": 0.9}):  # of a later version
-        checkpoint.save({**state, "params": params}, path)
-        with pytest.raises(OtherTrainingError, match="params"):
-            training.restore(path)
 
 
 def test_the_seed_decides_the_bits(pack: Pack) -> None:
