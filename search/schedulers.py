@@ -202,7 +202,8 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """See TrialScheduler; forgets each metric's past, most of what Tune keeps of a trial."""
-        self._watch.heard(trial, result.get("time_this_iter_s", 0.0))  # the last comes here alone
+        if "failure" not in result:  # no epoch; a last one comes here alone
+            self._watch.heard(trial, result.get("time_this_iter_s", 0.0))
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
 

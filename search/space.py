@@ -153,7 +153,7 @@ def _holds(parameter: Parameter, value: Any) -> bool:
             n_steps = (value - low) / (step or 1)
             is_free = isinstance(parameter, FloatParameter) and step is None
             # As exact as Optuna: the Gaussian process may give 7e-18 for the first step, 0.
-            is_step = math.isclose(n_steps, round(n_steps), abs_tol=1e-8)
+            is_step = abs(n_steps - round(n_steps)) < 1e-8
             return low <= value <= high and (is_free or is_step)
         case CategoricalParameter(choices=choices):
             # YAML's 0 is the default 0.0, but no false.

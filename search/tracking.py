@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 from search import mlflow_ui
 from search.postgres import connect
 from search.space import all_params
-from search.studies import STAMPS, Ending, ending_of
+from search.studies import EPOCH, STAMPS, Ending, ending_of
 from search.uris import UriError, require_no_password
 from search.views import COST
 
@@ -343,9 +343,9 @@ class Tracker:
 
     def _write_trial(self, known: _KnownRun, trial: FrozenTrial, state: str, status: str) -> None:
         epochs = {
-            int(name.partition("/")[2]): values
+            int(name.removeprefix(EPOCH)): values
             for name, values in trial.user_attrs.items()
-            if name.startswith("epoch/")
+            if name.startswith(EPOCH)
         }
         last = max(epochs, default=0)
         metrics = [

@@ -225,10 +225,18 @@ def test_an_epoch_that_is_a_trial_s_only_one_tells_how_long_epochs_take() -> Non
     now, killed = [0.0], list[str]()
     watch = HangWatch(None, lambda trial: killed.append(trial.trial_id), lambda: now[0])
     scheduler = StudyScheduler(studies, ASHA, 1, watch)
-    done, hung = (start(studies, "fan", trial_id) for trial_id in ("done", "hung"))
-    scheduler.on_trial_complete(None, done, result_of(1, 1, 0.9) | {"time_this_iter_s": 30.0})
+    failed, done, hung = (start(studies, "fan", name) for name in ("failed", "done", "hung"))
     hung.status = Trial.RUNNING
-    for _ in range(800):
-        now[0] += 5.0
-        watch.look([hung])
-    assert killed == ["hung"]
+
+    def wait() -> None:
+        for _ in range(800):
+            now[0] += 5.0
+            watch.look([hung])
+
+    took = {"time_this_iter_s": 30.0}
+    scheduler.on_trial_complete(None, failed, {"failure": "crash: x", "done": True} | took)
+    wait()
+    assert killed == []  # nobody knows yet how long an epoch takes
+    scheduler.on_trial_complete(None, done, result_of(1, 1, 0.9) | took)
+    wait()
+    assert set(killed) == {"hung"}
