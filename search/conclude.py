@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
 import torch
 
 from mimimi_core.detector import SETTINGS, Detector
@@ -20,8 +19,7 @@ from mimimi_core.winner_figures import winner_figures
 from search.champions import Candidate, Decision, challenge, compare_with_champion
 from search.config import PromotionConfig
 from search.confirmation import Winner
-from search.failures import WORKER_RETRIES
-from search.lost_workers import scored
+from search.lost_workers import as_task, scored
 from search.registry import Registry
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
@@ -103,12 +101,7 @@ def conclude(
 
     model_folder = folder / "models" / study.machine_type
     evaluation_folder = folder / "evaluation" / study.machine_type
-    task = ray.remote(
-        num_cpus=resources["cpu"],
-        num_gpus=resources["gpu"],
-        max_retries=WORKER_RETRIES,
-        retry_exceptions=[torch.AcceleratorError],
-    )(_evaluate)
+    task = as_task(_evaluate, resources)
     threads = max(1, int(resources["cpu"]))
     evaluation, model, figures = scored(
         task.remote(files.root, winner.checkpoints, shared_pack, threads), study.machine_type

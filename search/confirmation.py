@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import ray
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import SpaceFile
-from search.failures import WORKER_RETRIES, longest_silence_s, reason_of_lost_task
+from search.failures import longest_silence_s, reason_of_lost_task
 from search.fresh_seeds import gpu_of, seeds_at_once, train_seeds
 from search.launch import checkpoint_name, worker_config
-from search.lost_workers import StepLost, refusal_of
+from search.lost_workers import StepLost, as_task, refusal_of
 from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import EPOCH, TypeStudy
@@ -99,15 +98,11 @@ def confirm(
                     )
                     for index in indexes
                 ]
-                as_task = ray.remote(  # with `options` a process would keep its GPU's memory
-                    num_cpus=resources["cpu"],
-                    num_gpus=gpu_of(len(indexes), resources["gpu"]),
-                    max_retries=WORKER_RETRIES,
-                    retry_exceptions=[torch.AcceleratorError],  # a process serves one such task
-                )
+                held = {**resources, "gpu": gpu_of(len(indexes), resources["gpu"])}
                 hang_s = _longest_silence_s(study.trial(number), space)
-                task = as_task(train_seeds).remote(configs, hang_s=hang_s, gpu=resources["gpu"])
-                running[task] = (study, number, indexes)
+                task = as_task(train_seeds, held)
+                waiting = task.remote(configs, hang_s=hang_s, gpu=resources["gpu"])
+                running[waiting] = (study, number, indexes)
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         study, number, indexes = running.pop(done)

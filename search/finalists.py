@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from mimimi_core import table2
@@ -21,8 +20,7 @@ from mimimi_core.pack import Pack, open_pack
 from mimimi_core.training import held_out_normals
 from search.config import SpaceFile
 from search.confirmation import confirmed
-from search.failures import WORKER_RETRIES
-from search.lost_workers import scored
+from search.lost_workers import as_task, scored
 from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import FINALISTS, TypeStudy
@@ -67,12 +65,7 @@ def score_finalists(
         if noted.get("complete") != complete:  # the search went on and found none better
             study.note(FINALISTS, {**noted, "complete": complete})
         return
-    task = ray.remote(
-        num_cpus=resources["cpu"],
-        num_gpus=resources["gpu"],
-        max_retries=WORKER_RETRIES,
-        retry_exceptions=[torch.AcceleratorError],
-    )(_nll)
+    task = as_task(_nll, resources)
     threads = max(1, int(resources["cpu"]))
     waiting = {
         number: [task.remote(files.root, name, shared_pack, threads) for name in names]

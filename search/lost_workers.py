@@ -1,8 +1,10 @@
 """What a lost worker ends: a trial's, that trial; that of a study's last steps, the command.
 
-Ray has retried what is its to retry by then. Storage that refuses ends the command as well.
+Ray has retried what is its to retry by then, see `as_task`. Storage that refuses ends the command
+as well.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -14,12 +16,25 @@ from ray.tune.execution import tune_controller
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
-from search.failures import reason_of_lost_task
+from search.failures import WORKER_RETRIES, reason_of_lost_task
 from search.shared_files import SharedFilesError
 
 
 class StepLost(SystemExit):  # noqa: N818  # no error of the program, but its end
     """A step after the trials could not be done: ends the process with this and exit code 1."""
+
+
+def as_task(function: Callable[..., Any], resources: Mapping[str, float]) -> Any:
+    """A function that Ray runs on a worker, on another one where that or its device fails.
+
+    With Ray's `options` a process would keep its GPU's memory; so it serves one task that has one.
+    """
+    return ray.remote(
+        num_cpus=resources["cpu"],
+        num_gpus=resources["gpu"],
+        max_retries=WORKER_RETRIES,
+        retry_exceptions=[torch.AcceleratorError],
+    )(function)
 
 
 def scored(tasks: Any, who: str) -> Any:

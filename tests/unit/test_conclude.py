@@ -63,7 +63,7 @@ def tested(
     make_detector().save(tmp_path / "worker")
     model = _read(tmp_path / "worker")
     task = SimpleNamespace(remote=lambda *args: args)
-    monkeypatch.setattr(module, "ray", SimpleNamespace(remote=lambda **_: lambda _: task))
+    monkeypatch.setattr(module, "as_task", lambda *_: task)
     monkeypatch.setattr(module, "scored", scored)
     return met
 

@@ -92,7 +92,7 @@ def test_of_how_many_trials_finalists_are_the_best_is_noted(
     study = new_study()
     task = SimpleNamespace(remote=lambda *args: None)
     monkeypatch.setattr(finalists, "confirmed", lambda *args: {0: ["a"]})
-    monkeypatch.setattr(finalists.ray, "remote", lambda **resources: lambda function: task)
+    monkeypatch.setattr(finalists, "as_task", lambda *args: task)
     monkeypatch.setattr(finalists, "scored", lambda *args: [nll(0)])
     monkeypatch.setattr(finalists, "system_of", lambda *args: None)
     for n in (1, 2):  # the second time finds the same finalist again, among more
