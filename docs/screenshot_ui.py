@@ -140,8 +140,8 @@ def _server(tracking_uri: str) -> Iterator[str]:
         process.wait(30)
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], timeout_s: float = 90.0) -> None:
-    deadline = time.monotonic() + timeout_s
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < deadline:
         try:
             urllib.request.urlopen(url, timeout=2).close()

@@ -27,7 +27,7 @@ _PARTS: dict[str, Part] = {
 }
 _LABELS = {"normal": 0, "anomaly": 1, "abnormal": 1}
 _DCASE_NAME = re.compile(
-    r"(?P<label_2020>normal|anomaly)_(?P<id>id_[^_]+)_.+"
+    r"(?P<label_2020>normal|anomaly)_(?P<id>id_[^_]+)_[^_]+"
     r"|(?P<section>section_\d+)_(?:source|target)_(?:train|test)_(?P<label_2021>normal|anomaly)_.+"
 )
 _MIMII_ID = re.compile(r"id_[^_]+")

@@ -45,10 +45,10 @@ class ComplexConv2d(nn.Module):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
-def complex_magnitude(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """Absolute value of `(B, 2C, F, T)`, `(B, C, F, T)` float32; eps bounds the gradient at 0."""
+def complex_magnitude(x: Tensor) -> Tensor:
+    """Absolute value of `(B, 2C, F, T)`, `(B, C, F, T)` float32; its gradient at 0 is bounded."""
     real, imag = x.float().chunk(2, dim=1)
-    return torch.sqrt(real.square() + imag.square() + eps)
+    return torch.sqrt(real.square() + imag.square() + 1e-8)
 
 
 class ComplexBatchNorm2d(nn.Module):

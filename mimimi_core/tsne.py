@@ -137,12 +137,12 @@ def settings(n_clips: int) -> tuple[float, float]:
     return perplexity, LEARNING_RATE * min(1.0, n_clips / FULL)
 
 
-def map_to_plane(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
+def map_to_plane(embeddings: np.ndarray) -> np.ndarray:
     """Places `(n, 2)` of embeddings `(n, D)`."""
     from sklearn.manifold import TSNE  # half a second, which a start need not pay
 
     perplexity, rate = settings(len(embeddings))
-    mapping = TSNE(perplexity=perplexity, learning_rate=rate, init="pca", random_state=seed)
+    mapping = TSNE(perplexity=perplexity, learning_rate=rate, init="pca", random_state=0)
     return np.asarray(mapping.fit_transform(embeddings))
 
 

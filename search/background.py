@@ -28,13 +28,9 @@ class TrackerLike(Protocol):
         """Bring the trial's run up to date."""
 
     def log_parent(
-        self,
-        machine_type: str,
-        metrics: Mapping[str, float | None],
-        tags: Mapping[str, str] | None = None,
-        step: int = 0,
+        self, machine_type: str, metrics: Mapping[str, float | None], *, step: int
     ) -> None:
-        """Write the parent run's metrics and tags."""
+        """Write the parent run's metrics."""
 
 
 class BackgroundTracker:
@@ -66,16 +62,11 @@ class BackgroundTracker:
         self._submit(f"{machine_type}/{trial.number}", job)
 
     def submit_parent(
-        self,
-        machine_type: str,
-        metrics: Mapping[str, float | None],
-        tags: Mapping[str, str] | None = None,
-        step: int = 0,
+        self, machine_type: str, metrics: Mapping[str, float | None], step: int = 0
     ) -> None:
         """Have `Tracker.log_parent` called; replaces a waiting one, so pass all metrics."""
-        self._submit(
-            machine_type, partial(self._tracker.log_parent, machine_type, metrics, tags, step)
-        )
+        job = partial(self._tracker.log_parent, machine_type, metrics, step=step)
+        self._submit(machine_type, job)
 
     def close(self, timeout_s: float) -> int:
         """Write what waits, for at most `timeout_s` seconds.

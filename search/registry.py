@@ -63,9 +63,6 @@ class Registry:
         run_id: str,
         tags: Mapping[str, str],
         metrics: Mapping[str, float | None],
-        *,
-        loader_module: str = "mimimi_core.detector",
-        code_path: Path | None = None,
     ) -> int:
         """Register a saved detector as a new version; the same weights of the same run only once.
 
@@ -78,8 +75,6 @@ class Registry:
             run_id: The run that trained it.
             tags: Where it came from; tags of the version.
             metrics: Written to the run and the model; None is left out.
-            loader_module: Module with `_load_pyfunc(path)`.
-            code_path: Package folder of that module, None for the installed `mimimi_core`.
 
         Returns:
             The number of the version.
@@ -90,9 +85,7 @@ class Registry:
                 if (version.run_id, version.tags.get("weights")) == (run_id, digest):
                     return int(version.version)
             values = {k: float(v) for k, v in metrics.items() if v is not None}
-            model_id, location = self._log_model(
-                name, model_folder, run_id, values, loader_module, code_path
-            )
+            model_id, location = self._log_model(name, model_folder, run_id, values)
             try:
                 self._client.create_registered_model(name, tags={"machine_type": machine_type})
             except MlflowException as error:
@@ -223,13 +216,7 @@ class Registry:
             os.close(folder)
 
     def _log_model(
-        self,
-        name: str,
-        model_folder: Path,
-        run_id: str,
-        metrics: Mapping[str, float],
-        loader_module: str,
-        code_path: Path | None,
+        self, name: str, model_folder: Path, run_id: str, metrics: Mapping[str, float]
     ) -> tuple[str, str]:
         from mlflow.models import Model  # here: it takes a second, and only who registers pays
 
@@ -249,9 +236,9 @@ class Registry:
                 warnings.simplefilter("ignore", UserWarning)
                 mlflow.pyfunc.save_model(
                     str(path),
-                    loader_module=loader_module,
+                    loader_module="mimimi_core.detector",
                     data_path=str(data),
-                    code_paths=[str(code_path or Path(__file__).parents[1] / "mimimi_core")],
+                    code_paths=[str(Path(__file__).parents[1] / "mimimi_core")],
                     pip_requirements=[
                         f"{package}=={installed_version(package).partition('+')[0]}"
                         for package in _REQUIREMENTS

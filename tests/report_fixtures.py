@@ -14,6 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from search.report_facts import TypeFacts, read_facts
 from search.storages import JOURNAL
 
 EPOCHS = 9
@@ -36,6 +37,12 @@ OUTCOME = {
         {"machine_id": "id_04", "auc": None, "ci": None, "n_normal": 9, "n_anomaly": 0},
     ],
 }
+
+
+def facts_of(folder: Path) -> TypeFacts:
+    """Of a study of one machine type."""
+    (facts,) = read_facts(folder)
+    return facts
 
 
 def open_journal(folder: Path) -> JournalStorage:

@@ -23,10 +23,6 @@ class SmallDisk:
             except OSError:
                 pass
 
-    @property
-    def is_full(self) -> bool:
-        return self._ballast.exists()
-
     def make_room(self) -> None:
         self._ballast.unlink()
 

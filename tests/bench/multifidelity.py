@@ -212,7 +212,8 @@ def main() -> None:
         print_lcdb(found, workers, lengths)
         print_own(of_own, workers, names)
         of_workers[f"workers_{workers}"] = figures(found, of_own, names)
-    print(json.dumps(of_workers | {"searches": n_searches, "datasets": len(tasks)}))
+    first = of_workers[f"workers_{WORKERS[0]}"]
+    print(json.dumps(first | of_workers | {"searches": n_searches, "datasets": len(tasks)}))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 
-from mimimi_core.clips import find_clips
 from mimimi_core.config import TrialConfig
 from mimimi_core.metrics import AucReport
 from mimimi_core.pack import open_pack, pack_clips
-from mimimi_core.synth import write_synthetic
+from mimimi_core.synth import list_synthetic, write_synthetic
 from mimimi_core.training import NonFiniteLossError, Training
 from tests.bench.curves import OWN
 
@@ -50,7 +49,8 @@ class _SparseTraining(Training):
 
 def record(machine_types: list[str], scratch: Path) -> None:
     """Fill `OWN` with what is missing of these machine types."""
-    manifest = find_clips(write_synthetic(scratch / "embedded"))
+    folder = write_synthetic(scratch / "embedded")
+    manifest = list_synthetic(folder)  # of the folder: a search's own may lie below it
     found = json.loads(OWN.read_text())["curves"] if OWN.exists() else {}
     grid = list(itertools.product(*GRID.values()))
     for machine_type in machine_types:

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from time import perf_counter
@@ -74,7 +75,8 @@ def judge(name: str, folder: Path, seed: int) -> dict[str, Any]:
     if len(packs) != 1:
         raise SystemExit(f"{folder.parent / 'packs'} must hold one pack of {machine_type}: {packs}")
     pack = open_pack(packs[0])
-    paper, epochs = train_paper(pack, seconds, seed, folder / "models")
+    with tempfile.TemporaryDirectory() as scratch:
+        paper, epochs = train_paper(pack, seconds, seed, Path(scratch))
     clips = pack.select("test")
     labels, ids = pack.labels[clips], pack.id_index[clips]
     ours = Detector.load(folder / "models" / machine_type).score_pack(pack, clips).scores

@@ -13,11 +13,7 @@ from search.tracking import Tracker, TrackingError
 from tests.tracking_fixtures import Server, WatchedClient, make_trial, points, runs_of
 from tests.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.integration,
-    # MLflow 3.17 on SQLAlchemy 2.1: MLflow's own models use a deprecated loader strategy.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-]
+pytestmark = pytest.mark.integration
 
 
 class Recorder:
@@ -39,7 +35,7 @@ class Recorder:
         epochs = sum(name.startswith("epoch/") for name in trial.user_attrs)
         self.written.append((machine_type, trial.number, epochs))
 
-    def log_parent(self, machine_type: str, *_: Any) -> None:
+    def log_parent(self, machine_type: str, *_: Any, **__: Any) -> None:
         self.written.append((machine_type, -1, 0))
 
 

@@ -22,11 +22,7 @@ from search.tracking import Tracker
 from tests.doubles import space_file
 from tests.model_fixtures import FRONTEND, NETWORK, make_detector, tone_pack
 
-pytestmark = [
-    pytest.mark.integration,
-    # MLflow 3.17 on SQLAlchemy 2.1: MLflow's own models use a deprecated loader strategy.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-]
+pytestmark = pytest.mark.integration
 
 SETTINGS = PromotionConfig()
 PACK = tone_pack(n_ids=3, n_train=1, n_other=12)

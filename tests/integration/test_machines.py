@@ -30,7 +30,6 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 240.0
 N_TRIALS, MOST_MACHINES = 12, 2
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # `ray start` would want one where ~/.ray holds one
 SPACE = f"""

@@ -279,7 +279,7 @@ def test_a_report_reads_what_a_journal_would_have_told(tmp_path: Path, database:
 def test_optunas_own_tools_find_the_trials(tmp_path: Path, database: str) -> None:
     with opened(tmp_path, database) as study:
         complete(study, study.ask())
-    uri = f"{database}?options=-csearch_path%3Doptuna"  # as README.md has it
+    uri = f"{database}?options=-csearch_path%3Doptuna"  # as docs/cluster.md has it
     storage = RDBStorage(uri)
     assert optuna.get_all_study_names(storage) == ["s/fan"]
     assert len(optuna.load_study(study_name="s/fan", storage=storage).trials) == 1

@@ -18,11 +18,7 @@ from search.champions import (
 from search.registry import Registry, model_name
 from search.tracking import check
 
-pytestmark = [
-    pytest.mark.integration,
-    # MLflow 3.17 on SQLAlchemy 2.1: MLflow's own models use a deprecated loader strategy.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-]
+pytestmark = pytest.mark.integration
 
 NUMBERS = itertools.count()
 LIKELY_EQUAL = Comparison(

@@ -19,11 +19,7 @@ from tests.tracking_fixtures import (
     runs_of,
 )
 
-pytestmark = [
-    pytest.mark.integration,
-    # MLflow 3.17 on SQLAlchemy 2.1: MLflow's own models use a deprecated loader strategy.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,7 @@ from tests.tracking_fixtures import (
     runs_of,
 )
 
-pytestmark = [
-    pytest.mark.integration,
-    # MLflow 3.17 on SQLAlchemy 2.1: MLflow's own models use a deprecated loader strategy.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-]
+pytestmark = pytest.mark.integration
 
 
 def test_a_trial_grows_into_one_child_run(uri: str, study: str, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.store_fixtures import Clock
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -23,3 +25,11 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of waiting for storage."""
+    made = Clock()
+    monkeypatch.setattr("search.shared_files.time", made)
+    return made

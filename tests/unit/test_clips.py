@@ -111,6 +111,7 @@ def test_a_root_without_clips_is_refused(tmp_path: Path) -> None:
         "fan/train/motor_3.wav",
         "fan/normal_id_00_00000000.wav",
         "fan/test/id_00_00000000.wav",
+        "fan/test/normal_id_left_1_00000000.wav",  # else one machine with id_left_2
         "fan/test/section_00_source_test_0000.wav",
         "fan/id_00/broken/00000000.wav",
         "loose.wav",

@@ -12,7 +12,6 @@ from optuna.trial import TrialState
 from mimimi_core import checkpoint
 from mimimi_core.clips import find_clips
 from mimimi_core.pack import pack_clips
-from search import shared_files
 from search.journal import Journal
 from search.shared_files import PATIENCE_S, SharedFilesError
 from search.storages import JOURNAL, open_storage
@@ -29,13 +28,6 @@ PARAMS = {
     **TINY_PARAMS,
     "train.epochs": EPOCHS,
 }
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(shared_files, "time", made)
-    return made
 
 
 def fill_up_with_trials(study: TypeStudy) -> None:

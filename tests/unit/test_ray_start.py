@@ -20,7 +20,6 @@ from search.config import Resources
 from search.shared_files import SharedFiles
 from search.studies import StudyError
 
-Machines = list[dict[str, float]]
 FEW_CORES, NO_GPU = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 16.0}
 
 

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from search.rank_correlation import spearman
-from search.report_facts import ReportError, TypeFacts, read_facts
+from search.report_facts import ReportError, read_facts
 from search.storages import JOURNAL, open_storage
 from tests.report_fixtures import (
     EPOCHS,
@@ -18,6 +18,7 @@ from tests.report_fixtures import (
     add_accidents,
     ask,
     confirm,
+    facts_of,
     fill,
     make_study,
     open_journal,
@@ -30,11 +31,6 @@ HOUR = 3600.0
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "s"
-
-
-def facts_of(folder: Path) -> TypeFacts:
-    (facts,) = read_facts(folder)
-    return facts
 
 
 def finish(

@@ -17,21 +17,15 @@ from plotly.colors import unlabel_rgb
 
 from search import report_figures as figures
 from search import report_parameters as parameters
-from search.report_facts import TypeFacts, read_facts
-from tests.report_fixtures import OUTCOME, ask, fill, make_full_study, make_study, run
+from search.report_facts import TypeFacts
+from tests.report_fixtures import OUTCOME, ask, facts_of, fill, make_full_study, make_study, run
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> TypeFacts:
     folder = tmp_path_factory.mktemp("full") / "s"
     make_full_study(folder)
-    (facts,) = read_facts(folder)
-    return facts
-
-
-def read_one(folder: Path) -> TypeFacts:
-    (facts,) = read_facts(folder)
-    return facts
+    return facts_of(folder)
 
 
 def symbols(figure: Any) -> dict[str, list[int]]:
@@ -101,9 +95,9 @@ def test_no_figure_has_a_legend_of_its_own(full: TypeFacts) -> None:
 def test_too_few_complete_trials_have_no_importance(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s")
     for n in range(parameters.MIN_FOR_IMPORTANCE):
-        assert parameters.importance_of(read_one(tmp_path / "s")) is None, n
+        assert parameters.importance_of(facts_of(tmp_path / "s")) is None, n
         study.tell(ask(study).number, 0.5 + n / 100)
-    importance = parameters.importance_of(read_one(tmp_path / "s"))
+    importance = parameters.importance_of(facts_of(tmp_path / "s"))
     assert importance is not None
     assert sum(importance.shares.values()) == pytest.approx(1.0)
 
@@ -124,7 +118,7 @@ def test_optuna_s_doubts_are_passed_on(tmp_path: Path) -> None:
                 value=n / 20,
             )
         )
-    importance = parameters.importance_of(read_one(tmp_path / "s"))
+    importance = parameters.importance_of(facts_of(tmp_path / "s"))
     assert importance is not None
     assert any("`b`" in doubt for doubt in importance.doubts)
 
@@ -153,7 +147,7 @@ def test_a_widened_choice_has_one_axis_with_all_choices(tmp_path: Path) -> None:
             params={"kind": choices[-1]}, distributions={"kind": distribution}, value=0.5 + n / 10
         )
         study._storage.create_new_trial(study._study_id, template_trial=trial)
-    facts = read_one(tmp_path / "s")
+    facts = facts_of(tmp_path / "s")
     figure = parameters.slice_figure(facts, None)
     assert figure is not None
     assert list(figure.layout.xaxis.categoryarray) == ["a", "b", "c"]
@@ -170,7 +164,7 @@ def read_changed(folder: Path, *parts: tuple[BaseDistribution, list[Any]]) -> Ty
             params={"x": value}, distributions={"x": distribution}, value=0.5 + n / 100
         )
         study._storage.create_new_trial(study._study_id, template_trial=trial)
-    return read_one(folder)
+    return facts_of(folder)
 
 
 CHOICES = (CategoricalDistribution([16, 32]), [16, 32] * 3)
@@ -212,7 +206,7 @@ def test_a_parameter_that_was_fixed_before_keeps_its_value(tmp_path: Path) -> No
         else:
             trial.suggest_int("x", 3, 6)
         study.tell(trial.number, 0.5 + n / 100)
-    facts = read_one(tmp_path / "s")
+    facts = facts_of(tmp_path / "s")
     values = [trial.params["x"] for trial in facts.trials]
     figure = parameters.parallel_figure(facts, None)
     assert figure is not None
@@ -230,7 +224,7 @@ def test_parameters_that_were_searched_late_have_an_importance(tmp_path: Path) -
         else:
             trial.suggest_int("x", 3, 6)
         study.tell(trial.number, 0.5 + n / 100)
-    importance = parameters.importance_of(read_one(tmp_path / "s"))
+    importance = parameters.importance_of(facts_of(tmp_path / "s"))
     assert importance is not None
     assert list(importance.shares) == ["x"]
 
@@ -274,7 +268,7 @@ def test_without_times_the_cost_is_drawn_in_epochs(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s")
     for epochs in (3, 4):
         run(ask(study), 0.7, epochs, seconds=None)
-    figure = figures.cost_figure(read_one(tmp_path / "s"))
+    figure = figures.cost_figure(facts_of(tmp_path / "s"))
     assert figure is not None
     assert list(figure.data[0].x) == [7.0]
     assert figure.layout.xaxis.title.text == "epochs"
@@ -283,7 +277,7 @@ def test_without_times_the_cost_is_drawn_in_epochs(tmp_path: Path) -> None:
 def test_the_pareto_line_passes_through_the_front(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", second_objective="cost")
     fill(study, 30)
-    facts = read_one(tmp_path / "s")
+    facts = facts_of(tmp_path / "s")
     figure = figures.pareto_figure(facts)
     assert figure is not None
     front = [(trial.second, trial.value) for trial in facts.pareto_front()]
@@ -292,7 +286,7 @@ def test_the_pareto_line_passes_through_the_front(tmp_path: Path) -> None:
 
 def test_a_study_without_trials_has_no_figures(tmp_path: Path) -> None:
     make_study(tmp_path / "s")
-    facts = read_one(tmp_path / "s")
+    facts = facts_of(tmp_path / "s")
     assert figures.history_figure(facts) is None
     assert figures.rung_figure(facts) is None
     assert figures.cost_figure(facts) is None

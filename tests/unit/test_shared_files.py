@@ -24,13 +24,6 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Faulty:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(shared_files, "time", made)
-    return made
-
-
-@pytest.fixture
 def files(store: Faulty, clock: Clock) -> SharedFiles:
     return SharedFiles("s3://bucket/prefix")
 

@@ -156,11 +156,6 @@ class TestLimits:
             assert trial.constraints["rate"] == pytest.approx(trial.params["train.lr"] / 1e-3 - 1)
             assert trial.user_attrs["reason"].startswith("infeasible: exceeds rate by ")
 
-    def test_that_nothing_keeps_end_the_search(self) -> None:
-        study = new_study(excesses=over(1e-9))
-        with pytest.raises(StudyError, match="fan: 200 suggestions in a row break a limit"):
-            study.ask()
-
     def test_settings_that_do_not_fit_together_are_told_by_their_rule(self) -> None:
         storage = InMemoryStorage()
         parameters = PARAMETERS | {"network.kind": {"kind": "fixed", "value": "autoencoder"}}

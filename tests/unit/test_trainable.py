@@ -38,13 +38,6 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Faulty:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(shared_files, "time", made)
-    return made
-
-
-@pytest.fixture
 def config(
     store: Faulty, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
