@@ -18,7 +18,6 @@ import numpy as np
 
 from mimimi_core.audio import AudioError, read_file
 from mimimi_core.detector import Detector, DetectorError
-from search.tracking import TrackingError, check
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         detector = _load(args.model, args.machine_type, args.tracking_uri)
         waveforms = _read(args.clips, detector)
         scores = detector.score(waveforms, args.machine_id)
-    except (AudioError, DetectorError, TrackingError) as error:
+    except (AudioError, DetectorError) as error:
         print(error, file=sys.stderr)
         return 2
     threshold = detector.thresholds[args.machine_id]
@@ -91,11 +90,16 @@ def _load(model: Path | None, machine_type: str, tracking_uri: str) -> Detector:
                 f"got {machine_type!r}: give that type, or another --model"
             )
         return detector
-    from search.registry import Registry  # brings MLflow's model code, which costs a second
+    from search.registry import Registry  # brings MLflow, which takes longer than all the rest
+    from search.tracking import TrackingError, check
 
-    check(tracking_uri, create=False)
-    with tempfile.TemporaryDirectory() as folder:
-        return Detector.load(Registry(tracking_uri).download_champion(machine_type, Path(folder)))
+    try:
+        check(tracking_uri, create=False)
+        with tempfile.TemporaryDirectory() as folder:
+            champion = Registry(tracking_uri).download_champion(machine_type, Path(folder))
+            return Detector.load(champion)
+    except TrackingError as error:
+        raise DetectorError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ from tests.audio_fixtures import write_wav
 from tests.model_fixtures import make_detector
 
 HERE = Path(__file__).parents[2]
-TORCH, IMPORT, DRY_RUN, SCORE = (
+TORCH, IMPORT, DRY_RUN, SCORE, SCORE_MODEL = (
     "import torch",
-    "import of search.score",
+    "all imports of search.score",
     "--dry-run",
     "search.score",
+    "search.score --model",
 )
 
 
@@ -60,17 +61,18 @@ def main() -> None:
             f"{where} {median[name, where][0]:6.2f} {median[name, where][1]:6.2f}"
             for where in checkouts
         ]
-        print(f"{name:<24}{'   '.join(cells)}")
+        print(f"{name:<28}{'   '.join(cells)}")
     figures = {
         "dry_run_s": median[DRY_RUN, "here"][0],
         "score_s": median[SCORE, "here"][0],
+        "score_model_s": median[SCORE_MODEL, "here"][0],
         "import_s": median[IMPORT, "here"][0],
         "import_torch_s": median[TORCH, "here"][0],
     }
     if args.against:
         figures |= {
             f"{key}_ratio": median[name, "here"][1] / median[name, "there"][1]
-            for key, name in (("dry_run", DRY_RUN), ("score", SCORE))
+            for key, name in (("dry_run", DRY_RUN), ("score", SCORE), ("score_model", SCORE_MODEL))
         }
     print(json.dumps(figures))
 
@@ -92,6 +94,7 @@ def _commands(folder: Path) -> dict[str, list[str]]:
         IMPORT: ["-c", "import search.score, search.registry"],
         DRY_RUN: ["-m", "search.run", *space, "--dry-run"],
         SCORE: [*score, "--tracking-uri", store, str(clip)],
+        SCORE_MODEL: [*score, "--model", str(folder / "fan"), str(clip)],
     }
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.audio_fixtures import noise, write_wav
+from tests.model_fixtures import make_detector
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mimimi_core", "search")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -93,6 +96,15 @@ def test_scoring_waveforms_loads_no_data_layer_and_no_search() -> None:
         "triton",
     )
     assert _loaded("import mimimi_core.detector", *heavy) == {"torch"}
+
+
+def test_scoring_with_a_models_folder_loads_no_tracker(tmp_path: Path) -> None:
+    make_detector().save(tmp_path / "fan")
+    clip = write_wav(tmp_path / "clip.wav", noise(0))
+    model = ["--machine-type", "fan", "--machine-id", "id_00", "--model", str(tmp_path / "fan")]
+    score = f"from search.score import main; assert main({[*model, str(clip)]}) == 0"
+    script = f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n    {score}"
+    assert _loaded(script, "mlflow", "optuna", "ray", "sqlalchemy") == set()
 
 
 def test_a_dry_run_loads_no_cluster_no_tracker_and_no_compiler() -> None:
