@@ -179,8 +179,9 @@ class TypeStudy:
             given = self._untried()
         else:
             used = {trial.user_attrs.get("offer") for trial in trials}
-            for index, (origin, params) in enumerate(self.noted("offers")):
-                if index not in used:
+            for index, (origin, settings) in enumerate(self.noted("offers")):
+                params = self.space.locate(settings)  # which may have been changed since
+                if index not in used and params is not None:
                     given, offered = params, {"offer": index, "origin": origin}
                     break
         seed = derive_seed(self._seed, self.machine_type, number)

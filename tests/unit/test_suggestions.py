@@ -109,6 +109,35 @@ class TestOffers:
         assert study.ask().user_attrs["origin"] == "paper"
         assert "origin" not in study.ask().user_attrs
 
+    @pytest.mark.parametrize(
+        ("name", "changed", "second"),
+        [
+            ("train.lr", {"kind": "float", "low": 1e-4, "high": 5e-3, "log": True}, None),
+            (
+                "network.attention_expansion",
+                {"kind": "categorical", "choices": [2], "when": {"network.attention": True}},
+                None,
+            ),
+            (
+                "train.weight_decay",
+                {"kind": "float", "low": 0.0, "high": 0.1},
+                {"network.attention_expansion": 4, "train.weight_decay": 0.0},  # the defaults
+            ),
+        ],
+    )
+    def test_are_those_that_a_changed_space_holds(
+        self, name: str, changed: dict[str, Any], second: Params | None
+    ) -> None:
+        storage = InMemoryStorage()
+        offers = [("paper", self.FIRST), ("champion", self.SECOND)]
+        first = new_study(storage, offers=lambda: offers)
+        complete(first, first.ask())
+        study = new_study(storage, PARAMETERS | {name: changed})
+        trial = study.ask()
+        assert ("origin" in trial.user_attrs) == (second is not None)
+        if second is not None:
+            assert all_params(trial) == self.SECOND | second
+
     def test_too_dear_are_not_run(self) -> None:
         study = new_study(
             offers=lambda: [("dear", self.SECOND), ("paper", self.FIRST)], excesses=over(5e-3)
