@@ -62,7 +62,7 @@ def scored(tasks: Any, who: str) -> Any:
     )
 
 
-def refusal_of(error: RayError) -> str | None:
+def refusal_of(error: Exception) -> str | None:
     """What shared storage refused a task, in one line; None if it failed for another reason."""
     cause = getattr(error, "cause", None)  # the text of `error` itself is the worker's traceback
     return str(cause) if isinstance(cause, SharedFilesError) else None
@@ -89,7 +89,7 @@ class _Controller(TuneController):  # type: ignore[misc]
 
     It hears of the loss twice, for the worker and for the task: the first puts the trial back into
     the queue, the second fails it. And who is put back there is given no worker any more, for it
-    still counts as being handed over.
+    still counts as being handed over. It also counts a refusal of the shared storage as a loss.
     """
 
     def _actor_failed(self, tracked_actor: Any, exception: Exception) -> None:
@@ -100,6 +100,11 @@ class _Controller(TuneController):  # type: ignore[misc]
             self._unstage_trial_with_resources(trial)
             self._set_trial_status(trial, Trial.RUNNING)
         super()._actor_failed(tracked_actor, exception)
+
+    def _process_trial_failure(self, trial: Trial, exception: Exception) -> None:
+        if refusal_of(exception) is not None:
+            trial.max_failures += 1  # no lost worker; `StorageStopper` limits these
+        super()._process_trial_failure(trial, exception)
 
 
 def retry_lost_workers() -> None:

@@ -23,7 +23,7 @@ from search.config import Resources, SpaceFile
 from search.failures import WORKER_RETRIES
 from search.launch import checkpoint_name, run_trials, trial_resources
 from search.searcher import Observer
-from search.shared_files import SharedFiles
+from search.shared_files import SharedFiles, SharedFilesError
 from search.storages import open_storage
 from search.studies import StudyError, TypeStudy
 from search.trainable import TrialRunner
@@ -249,6 +249,32 @@ def test_a_trial_whose_device_breaks_in_every_process_is_given_up(tmp_path: Path
     )
     notes = (tmp_path / EVENTS).read_text().splitlines()
     assert len(set(notes)) == len(notes) == 1 + WORKER_RETRIES  # each in a process of its own
+
+
+@pytest.mark.parametrize(
+    ("troubles", "state"),
+    [("lost lost lost refused", "COMPLETE"), ("lost refused" + 3 * " lost", "FAIL")],
+)
+def test_storage_that_refuses_once_is_no_lost_worker(
+    tmp_path: Path, troubles: str, state: str
+) -> None:
+    class Troubled(analytic_trainable()):  # type: ignore[misc]
+        def step(self) -> dict[str, Any]:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for index, trouble in enumerate(troubles.split()):
+                passed = self._folder / f"trouble {index}"
+                if not passed.exists():
+                    passed.touch()
+                    if trouble == "refused":
+                        raise SharedFilesError("s3://b refuses")
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super().step()
+
+    trials, is_over = run(tmp_path / "s", Troubled, n_trials=1)
+    assert is_over
+    (trial,) = trials["fan"]
+    assert trial.state.name == state
+    assert trial.user_attrs["attempts"] == 2 + WORKER_RETRIES
 
 
 def test_only_trials_that_can_still_win_keep_their_state(mishaps: Outcome) -> None:
