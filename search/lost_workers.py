@@ -18,6 +18,7 @@ from ray.tune.experiment import Trial
 
 from search.failures import WORKER_RETRIES, reason_of_lost_task
 from search.shared_files import SharedFilesError
+from search.studies import StorageLost
 
 
 class StepLost(SystemExit):  # noqa: N818  # no error of the program, but its end
@@ -104,7 +105,13 @@ class _Controller(TuneController):  # type: ignore[misc]
     def _process_trial_failure(self, trial: Trial, exception: Exception) -> None:
         if refusal_of(exception) is not None:
             trial.max_failures += 1  # no lost worker; `StorageStopper` limits these
-        super()._process_trial_failure(trial, exception)
+        try:
+            super()._process_trial_failure(trial, exception)
+        except OSError as error:  # Tune keeps a file of each loss, in a temporary folder
+            raise StorageLost(
+                f"error: a lost worker could not be noted: {error}; mend it and repeat the "
+                "command: what is recorded is safe"
+            ) from error
 
 
 def retry_lost_workers() -> None:

@@ -1,5 +1,6 @@
 """What ends the last steps of a study is told in one line, with exit code 1."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,14 @@ import pytest
 import ray
 import torch
 from optuna.trial import TrialState
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.experiment import Trial
 
 from search import confirmation
 from search.confirmation import confirm
-from search.lost_workers import scored
+from search.lost_workers import _Controller, scored
 from search.shared_files import SharedFiles, SharedFilesError
-from tests.doubles import space_file
+from tests.doubles import FakeTrial, space_file
 from tests.study_fixtures import new_study
 
 REFUSAL = "s3://b must let this machine read x, but refused for 300 s: AWS Error"
@@ -103,3 +105,18 @@ def test_storage_that_refuses_a_fresh_seed_ends_the_command_in_a_line(
     said = line_of(ended.value)
     assert said.startswith(f"fan: trial {trial.number} could not be confirmed: {REFUSAL}; ")
     assert study.noted(f"confirmation/{trial.number}/0") is None  # no failure of the finalist
+
+
+def test_a_loss_for_which_there_is_no_room_ends_the_command_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not as an error of Tune's, which nobody expects."""
+
+    def write(trial: Trial, error: Exception) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/ray/error.pkl")
+
+    monkeypatch.setattr(FakeTrial, "handle_error", write)
+    controller = object.__new__(_Controller)
+    with pytest.raises(SystemExit) as ended:
+        controller._process_trial_failure(FakeTrial("double", stub=True), RayActorError())
+    assert "No space left on device: '/tmp/ray/error.pkl'; mend it" in line_of(ended.value)
