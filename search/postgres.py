@@ -15,10 +15,12 @@ from functools import partial
 from typing import Any, cast
 
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import NullPool, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import SQLAlchemyError
 
 from search.studies import StorageLost
 
@@ -164,11 +166,15 @@ def _make_tables(uri: str) -> None:
         try:
             if connection.execute("SELECT to_regnamespace(%s)", [SCHEMA]).fetchone()[0] is None:
                 connection.execute(f"CREATE SCHEMA {SCHEMA}")
+            # Without a right to the schema Optuna would only say that there is none.
+            connection.execute("SELECT to_regclass(%s)", [f"{SCHEMA}.studies"])
             # Not with the pool of one: Optuna looks at versions over two connections at once.
             engine = {"creator": partial(_connect, uri), "poolclass": NullPool}
             RDBStorage(_DRIVER, engine).engine.dispose()
         except RuntimeError as error:  # of another version of Optuna; it says what to do
             raise PostgresError(str(error)) from error
+        except (SQLAlchemyError, StorageInternalError) as error:  # such as rights that are missing
+            raise PostgresError(_first_line(_origin(error))) from error
 
 
 class _Storage(RDBStorage):
@@ -211,8 +217,17 @@ def _translate(context: ExceptionContext) -> None:
     import psycopg
 
     error = context.original_exception
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        context.is_disconnect = True  # a new connection may find it otherwise, or another server
     if context.is_disconnect or isinstance(error, psycopg.OperationalError):
         raise PostgresError(_first_line(error)) from error
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The error that all others were made of."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _first_line(error: BaseException) -> str:

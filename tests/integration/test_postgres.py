@@ -227,6 +227,26 @@ def test_a_database_that_stays_away_ends_the_search_with_what_to_do(
         assert study.count("complete") == 1
 
 
+def test_a_database_that_is_read_only_for_a_while_is_waited_for(
+    tmp_path: Path, database: str
+) -> None:
+    guard = f'ALTER DATABASE "{database.rpartition("/")[2]}" SET default_transaction_read_only = '
+    end_others = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with opened(tmp_path, database) as study, connect(database) as connection:
+        connection.execute(guard + "on")
+        connection.execute(end_others)
+        asking = threading.Thread(target=lambda: complete(study, study.ask()), daemon=True)
+        asking.start()
+        asking.join(1.0)
+        assert asking.is_alive()
+        connection.execute(guard + "off")
+        asking.join(30.0)
+        assert study.count("complete") == 1
+
+
 def test_who_lost_the_lock_writes_no_more(
     tmp_path: Path, database: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,3 +338,16 @@ def test_what_cannot_be_used_is_refused_at_once(
             use(database)
         assert "wrong" not in str(caught.value)
         assert PASSWORD not in str(caught.value)
+
+
+def test_a_role_without_rights_is_refused_in_a_line(tmp_path: Path, database: str) -> None:
+    with open_storage(tmp_path / "s", database):
+        pass
+    guest = database.replace("tester@", "guest@")
+    with connect(database) as connection:
+        connection.execute(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
+        for grant in ("", "GRANT USAGE ON SCHEMA optuna TO guest"):
+            connection.execute(grant)
+            with pytest.raises(StudyError, match="cannot use --storage .*permission") as told:
+                open_storage(tmp_path / "t", guest).__enter__()
+            assert "\n" not in str(told.value)
