@@ -72,8 +72,9 @@ def cluster(address: str | None) -> Iterator[None]:
     with redirect_stdout(sys.stderr):  # Ray prints its news, but stdout is for the summary
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise StudyError(f"no Ray cluster answers at --address {address}: {error}") from error
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            said = " ".join(str(error).split())
+            raise StudyError(f"no Ray cluster answers at --address {address}: {said}") from error
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         if threading.current_thread() is threading.main_thread():  # Python forbids it elsewhere
             signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -5,6 +5,7 @@ But for the deletion of checkpoints, which needs none.
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState, create_trial
+from ray.exceptions import AuthenticationError
 
 from search import launch
 from search.config import Resources
@@ -32,6 +34,20 @@ def test_without_an_address_a_search_joins_no_cluster(monkeypatch: pytest.Monkey
         pass
     # None would have Ray join the cluster that `ray start` last left a note of, dead or alive.
     assert asked["address"] == "local"
+
+
+def test_a_cluster_that_wants_a_token_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise AuthenticationError("Token authentication is enabled\nbut no token was found.")
+
+    monkeypatch.setattr(launch.ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(StudyError) as told, launch.cluster(address):
+            pass
+    assert str(told.value).startswith(f"no Ray cluster answers at --address {address}: Token ")
+    assert "RAY_AUTH_TOKEN" in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 @pytest.fixture
