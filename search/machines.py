@@ -69,9 +69,16 @@ def n_fitting(bundle: Mapping[str, float]) -> int:
         bundle: Resources of a trial, by Ray's names.
     """
     return sum(
-        int(min(has.get(name, 0) / amount for name, amount in bundle.items()) + _ROUNDING)
+        min(_n_fitting(name, amount, has.get(name, 0)) for name, amount in bundle.items())
         for has in _machines()
     )
+
+
+def _n_fitting(name: str, amount: float, has: float) -> int:
+    """As `n_fitting`, for one resource of one machine; a share of a GPU lies on a single one."""
+    if name == "GPU" and amount < 1:
+        return int(has) * int(1 / amount + _ROUNDING)
+    return int(has / amount + _ROUNDING)
 
 
 def require_machine(bundle: Mapping[str, float]) -> None:

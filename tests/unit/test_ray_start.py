@@ -129,6 +129,12 @@ def test_slots_are_counted_machine_by_machine(
     assert launch._slots(resources) == n
 
 
+@pytest.mark.parametrize(("share", "n"), [(0.6, 4), (0.4, 8), (0.3, 12), (0.25, 16), (2.0, 2)])
+def test_no_share_lies_on_two_gpus(cluster_of: Callable[..., None], share: float, n: int) -> None:
+    cluster_of({"CPU": 64.0, "GPU": 4.0})
+    assert launch._slots({"cpu": 1.0, "gpu": share}) == n
+
+
 class SlowFiles(SharedFiles):
     """Whose deletions take until they are let go."""
 
