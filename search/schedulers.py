@@ -19,7 +19,7 @@ from search.config import SchedulerConfig
 from search.failures import reason_of_loss
 from search.hangs import HangWatch
 from search.samplers import derive_seed
-from search.studies import LET_ON, TypeStudy
+from search.studies import LET_ON, STOPPED, TypeStudy
 from search.views import paused_after
 
 _LEAST_CURVES = 3  # that a median is made of
@@ -181,10 +181,11 @@ class StudyScheduler(TrialScheduler):  # type: ignore[misc]
         # Rungs up to the one that let it on are passed, also where a state of before is continued.
         if self.pauses and epoch > stored.user_attrs.get(LET_ON, 0):
             return self._pause(trial, epoch)
-        if epoch in before:  # reported again after a restart, judged already
+        is_stopped = stored.user_attrs.get(STOPPED) == epoch  # in a search that was killed
+        if epoch in before and not is_stopped:  # reported again after a restart, judged already
             return str(TrialScheduler.CONTINUE)
-        curve = before | {epoch: result["objective"]}
-        if not self._rule(self._config, self._epochs, number, curve, study.rivals(number)):
+        curve, rivals = before | {epoch: result["objective"]}, study.rivals(number)
+        if not is_stopped and not self._rule(self._config, self._epochs, number, curve, rivals):
             return str(TrialScheduler.CONTINUE)
         self.stopped.add(trial.trial_id)
         return str(TrialScheduler.STOP)

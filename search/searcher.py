@@ -103,10 +103,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             reason = f"non-finite: objective {result['objective']} in epoch {result['epoch']}"
             study.finish(number, TrialState.FAIL, reason=reason)
         elif result:
+            is_stopped = trial_id in self._scheduler.stopped
+            if is_stopped:  # before the epoch is there, which the next run would take for judged
+                study.note_stop(number, result["epoch"])
             self._record(machine_type, number, result)
             if result["is_final"]:
                 study.finish(number, TrialState.COMPLETE, value=result["objective"])
-            elif trial_id in self._scheduler.stopped:
+            elif is_stopped:
                 reason = f"stopped by the scheduler after epoch {result['epoch']}"
                 study.finish(number, TrialState.PRUNED, reason=reason)
             elif trial_id in self._scheduler.paused:

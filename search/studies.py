@@ -28,6 +28,7 @@ EPOCH = "epoch/"  # user attribute of one epoch's metrics, "epoch/3"
 STAMPS = ("timestamp_ms", "cpu", "gpu")  # of such an attribute, beside the metrics
 _UID = "uid"  # note of a study
 LET_ON = "let_on"  # user attribute: the last rung from which a trial that had paused went on
+STOPPED = "stopped"  # user attribute: the epoch after which the scheduler ends a trial
 INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
 _MOST_DIFFERENCES = 3  # shown when a study is refused
 _MOST_INFEASIBLE = 200  # suggestions in a row before a search gives up
@@ -265,6 +266,10 @@ class TypeStudy:
         trial = self.trial(number)
         epoch = max(trial.intermediate_values)
         self._storage.set_trial_user_attr(trial._trial_id, "paused", epoch)
+
+    def note_stop(self, number: int, epoch: int) -> None:
+        """Note that a trial ends early after an epoch, should the search be killed before that."""
+        self._storage.set_trial_user_attr(self.trial(number)._trial_id, STOPPED, epoch)
 
     def go_on(self, number: int) -> FrozenTrial:
         """Take up a trial that was paused."""

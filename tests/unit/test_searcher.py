@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from search.config import SchedulerConfig
 from search.searcher import SnapshotFreeGenerator, cached
 from search.space import all_params
+from search.studies import StorageLost
 from tests.doubles import level_of, result_of
 from tests.searching import EPOCHS, SAMPLERS, curve, searching
 
@@ -60,6 +61,31 @@ def test_stopped_by_the_scheduler(tmp_path: Path, sampler: str, scheduler: str) 
         assert trial.value == curve(0.6)[last]
         assert trial.user_attrs["reason"] == f"stopped by the scheduler after epoch {last}"
     assert all(t.state == TrialState.COMPLETE for t in poor if t not in stopped)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_stopped_though_the_search_was_killed_before_it_was_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    def die(*args: Any, **options: Any) -> None:
+        raise StorageLost("killed")
+
+    with searching(tmp_path, 6, scheduler=scheduler, slots=1) as search:
+        for _ in range(4):
+            search.run_trial(0.9)
+        monkeypatch.setattr(search.studies["fan"], "finish", die)
+        with pytest.raises(StorageLost):
+            search.run_trial(0.5)
+        (left,) = (t for t in search.studies["fan"].trials() if not t.state.is_finished())
+    last = max(left.intermediate_values)
+    assert last < EPOCHS
+    with searching(tmp_path, 6, scheduler=scheduler, slots=1) as search:
+        trial = search.tune.start()
+        assert trial is not None
+        assert not search.tune.report(trial, result_of(last, EPOCHS, 0.5))  # from the checkpoint
+        ended = search.studies["fan"].trial(left.number)
+    assert ended.state == TrialState.PRUNED
+    assert ended.user_attrs["reason"] == f"stopped by the scheduler after epoch {last}"
 
 
 @every_sampler
