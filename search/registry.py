@@ -210,7 +210,13 @@ class Registry:
             return
         folder = os.open(Path(make_url(self._uri).database or "").absolute().parent, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            except OSError as error:
+                raise TrackingError(
+                    f"the file of --tracking-uri must lie on a file system with locks, got "
+                    f"{self._uri}: {error.strerror}; move it, or use a server"
+                ) from error
             yield
         finally:
             os.close(folder)

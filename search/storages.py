@@ -28,8 +28,8 @@ def open_storage(folder: Path, uri: str | None = None) -> Iterator[BaseStorage]:
         uri: Of a PostgreSQL database; None is the journal in the folder.
 
     Raises:
-        StudyError: Another process runs this study, its trials are elsewhere, or the database
-            cannot be used.
+        StudyError: Another process runs this study, its trials are elsewhere, the folder cannot be
+            locked, or the database cannot be used.
     """
     if uri is not None:
         require_postgres(uri)
@@ -38,8 +38,13 @@ def open_storage(folder: Path, uri: str | None = None) -> Iterator[BaseStorage]:
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise StudyError(_in_use(folder, str(folder.parent))) from error
+        except OSError as error:
+            raise StudyError(
+                f"--out must lie on a file system with locks, got {folder.parent}: "
+                f"{error.strerror}; choose another one"
+            ) from error
         if uri is None:
             yield JournalStorage(Journal(folder / JOURNAL))
         else:

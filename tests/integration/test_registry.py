@@ -1,5 +1,6 @@
 """Registered detectors in a real MLflow store, SQLite and a server on loopback."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -121,3 +122,15 @@ print(json.dumps([mimimi_core.__file__, model.predict(frame).to_dict("list")]))
     assert rows["threshold"][0] == 0.5
     assert rows["decision"][0] in ("normal", "anomaly")
     assert rows["decision"][1] not in ("normal", "anomaly")  # no threshold, no decision
+
+
+def test_a_store_that_cannot_be_locked_is_told_as_such(
+    sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*args: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    registry = Registry(sqlite_uri)
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(TrackingError, match=r"--tracking-uri must lie on .*: No locks available;"):
+        registry.replace_champion("fan", None, 1)

@@ -1,5 +1,6 @@
 """The stored truth: one writer, every epoch, and the same draws however often it was killed."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: P
         holder.kill()
     with opened(tmp_path) as study:
         assert study.trials() == []
+
+
+def test_a_folder_that_cannot_be_locked_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(StudyError, match=r"must lie on .* with locks, .*: No locks available;"):
+        with opened(tmp_path):
+            pass
 
 
 def test_half_a_line_and_a_stale_lock_of_a_killed_writer_are_mended(tmp_path: Path) -> None:
