@@ -70,7 +70,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return str(Searcher.FINISHED)
         if not self._has_room():
             return None
-        found = self._resume() if self._unfinished else self._go_on(wanting) or self._ask(wanting)
+        found = self._resume() or self._go_on(wanting) or self._ask(wanting)
         if found is None:
             return None
         machine_type, trial = found
@@ -152,8 +152,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return []
         return [t for t in self._studies[machine_type].trials() if paused_after(t)]
 
-    def _n_live(self, machine_type: str) -> int:
-        return sum(name == machine_type for name, _ in self._live.values())
+    def _may_start(self, machine_type: str) -> bool:
+        """Whether fewer trials of a machine type run than `parallel` allows."""
+        n_live = sum(name == machine_type for name, _ in self._live.values())
+        return self._parallel is None or n_live < self._parallel
 
     def _next_paused(self, machine_type: str, wanting: list[str]) -> int | None:
         """The paused trial of a type that goes on next; None if they all have to wait.
@@ -176,7 +178,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _go_on(self, wanting: list[str]) -> tuple[str, FrozenTrial] | None:
         """A paused trial that may go on."""
         for machine_type, study in self._studies.items():
-            if self._parallel is None or self._n_live(machine_type) < self._parallel:
+            if self._may_start(machine_type):
                 number = self._next_paused(machine_type, wanting)
                 if number is not None:
                     return machine_type, study.go_on(number)
@@ -199,8 +201,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """A new trial of the first type that may start one now."""
         for machine_type in wanting:
             study = self._studies[machine_type]
-            n_live = self._n_live(machine_type)
-            if (self._parallel is None or n_live < self._parallel) and study.can_ask():
+            if self._may_start(machine_type) and study.can_ask():
                 trial = study.ask()
                 if trial is not None:
                     return machine_type, trial
@@ -212,9 +213,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         else:
             study.finish(number, TrialState.FAIL, reason=reason)
 
-    def _resume(self) -> tuple[str, FrozenTrial]:
-        machine_type, number = self._unfinished.pop(0)
-        return machine_type, self._studies[machine_type].resume(number)
+    def _resume(self) -> tuple[str, FrozenTrial] | None:
+        """A trial that a killed search left, of the first type that may run one more now."""
+        for machine_type, number in self._unfinished:
+            if self._may_start(machine_type):
+                self._unfinished.remove((machine_type, number))
+                return machine_type, self._studies[machine_type].resume(number)
+        return None
 
     def _record(self, machine_type: str, number: int, result: dict[str, Any]) -> None:
         """Store an epoch; Tune hands results over flattened."""

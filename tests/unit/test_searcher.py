@@ -345,6 +345,19 @@ def test_no_more_trials_of_a_type_than_asked_for_at_once(tmp_path: Path) -> None
         assert not search.tune.is_finished
 
 
+def test_trials_that_an_earlier_run_left_are_no_more_at_once_either(tmp_path: Path) -> None:
+    types = ("fan", "valve")
+    with searching(tmp_path, 3, machine_types=types, slots=6, scheduler="none") as search:
+        assert all(search.tune.start() for _ in range(6))
+    with searching(tmp_path, 3, machine_types=types, slots=6, parallel=1) as search:
+        served = [search.tune.start() for _ in range(3)]
+        assert [t.config["machine_type"] for t in served if t is not None] == ["fan", "valve"]
+        search.tune.report(served[0], {"failure": "crash: x", "done": True})
+        assert search.tune.start().config["number"] == 1
+        assert search.tune.start() is None
+        assert not search.tune.is_finished
+
+
 def test_a_deterministic_search_waits_for_what_the_next_trial_is_to_know(tmp_path: Path) -> None:
     with searching(tmp_path, 9, slots=9, parallel=2, lag=2) as search:
         first, second = search.tune.start(), search.tune.start()
