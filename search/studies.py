@@ -30,6 +30,7 @@ _UID = "uid"  # note of a study
 LET_ON = "let_on"  # user attribute: the last rung from which a trial that had paused went on
 STOPPED = "stopped"  # user attribute: the epoch after which the scheduler ends a trial
 INFEASIBLE = "infeasible"  # how the reason of a trial begins that was never run
+_MEMORY = "memory"  # constraint that a trial breaks for which memory did not suffice
 _MOST_DIFFERENCES = 3  # shown when a study is refused
 _MOST_INFEASIBLE = 200  # suggestions in a row before a search gives up
 
@@ -169,6 +170,9 @@ class TypeStudy:
     def resume(self, number: int) -> FrozenTrial:
         """Take up a trial that a killed search left."""
         self.add_attempts(number, 1)
+        trial = self.trial(number)
+        if _MEMORY in trial.constraints:  # the search was about to end it, and it is tried again
+            self._storage.set_trial_system_attr(trial._trial_id, f"constraints:{_MEMORY}", -1.0)
         return self.trial(number)
 
     def _draw(self) -> FrozenTrial:
@@ -293,7 +297,7 @@ class TypeStudy:
         Samplers overlook failed trials, but what breaks a constraint they model.
         """
         trial_id = self.trial(number)._trial_id
-        self._storage.set_trial_system_attr(trial_id, "constraints:memory", 1.0)
+        self._storage.set_trial_system_attr(trial_id, f"constraints:{_MEMORY}", 1.0)
         return self.finish(number, TrialState.PRUNED, reason=reason)
 
     def trial(self, number: int) -> FrozenTrial:

@@ -131,6 +131,20 @@ def test_a_trial_that_runs_out_of_memory_after_a_pause_breaks_its_constraint(
     assert shown(study, whole=True, view=view)[number].constraints == {"memory": 1.0}
 
 
+def test_a_trial_that_ran_out_of_memory_and_is_tried_again_is_shown_as_it_ends(
+    study: TypeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = study.ask().number
+    with monkeypatch.context() as killed:
+        killed.setattr(study, "finish", lambda *args, **options: None)
+        study.finish_out_of_memory(number, "out of memory")
+    study.resume(number)
+    study.record_epoch(number, 1, {}, 0.9)
+    study.finish(number, TrialState.COMPLETE, value=0.9)
+    assert shown(study, whole=False)[number].value == 0.9
+    assert study.best().number == number
+
+
 @pytest.mark.parametrize(
     ("name", "parameter", "value"),
     [
