@@ -370,7 +370,17 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
         raise ValueError(f"step must be > 0, got {step}")
     if log and step is not None:
         raise ValueError(f"step cannot be combined with log, got step {step}")
-    if step is not None and not math.isclose((high - low) / step, round((high - low) / step)):
+    if step is None:
+        return
+    try:
+        n_steps = (high - low) / step
+        is_whole = math.isclose(n_steps, round(n_steps))
+    except OverflowError as error:
+        raise ValueError(
+            f"step must be larger, got {step}, of which more than can be counted lie between low "
+            f"{low} and high {high}"
+        ) from error
+    if not is_whole:
         raise ValueError(
             f"high must be low ({low}) plus a multiple of step ({step}), got high {high}"
         )

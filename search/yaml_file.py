@@ -1,6 +1,7 @@
 """Reads YAML as the people who write it mean it: see `_Loader`."""
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be read.
-        YAMLError: It is no YAML, a key stands twice in one mapping, or a number is not what it
-            looks like; says where.
+        YAMLError: It is no YAML, a key stands twice in one mapping, or a value is not what it looks
+            like; says where.
     """
     with path.open("rb") as file:
         return yaml.load(file, _Loader)
@@ -27,6 +28,15 @@ class _Loader(yaml.SafeLoader):
     YAML 1.1 lets the later key silently replace the earlier one, takes 1:30 for 90, to the base 60,
     and 010 for 8, to the base 8, and takes 1e-3 for a text.
     """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """See BaseConstructor, which lets errors of Python's through."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"a value must be a valid {kind}, got {reprlib.repr(node.value)}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:

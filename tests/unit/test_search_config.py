@@ -67,6 +67,15 @@ def test_options_of_the_command_line_replace_the_study_section(tmp_path: Path) -
             "train.lr: {kind: float, low: 0.1, high: 1.0, log: true, step: 0.1}",
             ["step cannot be combined with log", "0.1"],
         ),
+        (
+            "train.lr: {kind: float, low: 0.1, high: 1e+300, step: 1e-300}",
+            ["step must be larger, got 1e-300", "high 1e+300"],
+        ),
+        pytest.param(
+            f"train.batch_size: {{kind: int, low: 2, high: {10**400}, step: 2}}",
+            ["step must be larger, got 2", "low 2 and high 1000"],
+            id="400 digits",
+        ),
         ("train.lr: {kind: float, low: 0.1, high: .inf}", ["high", "must be a finite", "inf"]),
         ("train.lr: {kind: float, low: .nan, high: 1.0}", ["low", "must be a finite", "nan"]),
         ("train.lr: {kind: float, low: 0.1, high: 1.0, step: .nan}", ["step", "finite", "nan"]),
@@ -228,6 +237,28 @@ def test_a_number_that_yaml_takes_for_another_is_refused_with_its_line(
     assert "must have no colon and no leading zero" in message
     assert f"got {number}, which YAML takes for {value}: write" in message
     assert "line 4, column 26" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("2020-13-45", ["valid timestamp", "'2020-13-45'"]),
+        ("!!timestamp noon", ["valid timestamp", "'noon'"]),
+        ("0x_", ["valid int", "'0x_'"]),
+        ("!!int abc", ["valid int", "'abc'"]),
+        ("!!int ''", ["valid int", "''"]),
+        ("!!bool abc", ["valid bool", "'abc'"]),
+        pytest.param("9" * 5000, ["valid int", "'99999"], id="5000 digits"),
+    ],
+)
+def test_a_value_that_is_not_what_it_looks_like_is_refused_with_its_line(
+    tmp_path: Path, value: str, names: list[str]
+) -> None:
+    path = write_parameters(tmp_path, "train.lr:", f"  {{kind: fixed, value: {value}}}")
+    message = refusal(path)
+    assert "line 4, column 26" in message
+    assert len(message) < 300 + len(str(path))
+    assert [name for name in names if name not in message] == [], message
 
 
 @pytest.mark.parametrize("gpu", ["auto", "0", "0.0001", "0.5", "1", "1.0", "2"])
