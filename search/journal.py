@@ -29,7 +29,7 @@ class Journal(JournalFileBackend):
         """Write records, all or none.
 
         Raises:
-            StorageLost: The disk is full and stayed so.
+            StorageLost: They could not be written, as to a disk that is full, and that stayed so.
         """
         if self._lost:  # what was to be written before is missing, so nothing may follow
             raise self._lost
@@ -46,8 +46,8 @@ class Journal(JournalFileBackend):
             self._folder.write(str(self._path), append)
         except SharedFilesError as error:
             self._lost = StorageLost(
-                f"error: {error}; what is written is safe: make room and repeat the command, and "
-                "the trials that were running go on from their last checkpoint"
+                f"error: {error}; what is written is safe: mend it and repeat the command, and the "
+                "trials that were running go on from their last checkpoint"
             )
             raise self._lost from error
 

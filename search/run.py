@@ -22,6 +22,7 @@ from search.data import DataError, Manifest, find_data
 from search.uris import UriError, require_no_password
 
 _USER_ERRORS = (SpaceError, DataError, ManifestError, AudioError, UriError)
+_TAKEN = ("artifacts", "embedded", "mlflow.db", "packs")  # what else lies in --out
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -129,12 +130,17 @@ def _require_name(study: str | None) -> None:
     """A study is a folder of --out, and a slash ends its name where Optuna stores it.
 
     Raises:
-        SpaceError: The name is not that of one folder.
+        SpaceError: The name is not that of one folder, or of one that has another use.
     """
     if study is not None and not re.fullmatch(r"\w[\w.-]*", study):
         raise SpaceError(
             "--study must be a name of letters, digits, '_', '-' and '.', the last two not at its "
             f"beginning, such as fans-2.1, got {study!r}"
+        )
+    if study in _TAKEN:
+        raise SpaceError(
+            f"--study must not be one of {', '.join(_TAKEN)}, which have another use in --out, "
+            f"got {study!r}"
         )
 
 

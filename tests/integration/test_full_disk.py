@@ -112,7 +112,7 @@ def test_a_journal_and_results_without_room_end_the_search(
     folder.follow(WAITING, is_patient=False)
     with small_disk(folder.out / "s", "16m") as disk:
         with filling_up(folder, disk) as search:
-            ended_in_one_line(search, "what is written is safe: make room and repeat the command")
+            ended_in_one_line(search, "what is written is safe: mend it and repeat the command")
         before = folder.trials()
         assert n_ended(before) < N_TRIALS
         disk.make_room()

@@ -46,7 +46,7 @@ def test_a_full_disk_leaves_whole_records_and_the_study_goes_on_when_there_is_ro
         spare.write_bytes(bytes(8192))
         with open_storage(folder) as storage:
             study = new_study(storage)
-            with pytest.raises(StorageLost, match=r"No space left .* make room and repeat"):
+            with pytest.raises(StorageLost, match=r"No space left .* mend it and repeat"):
                 fill_up_with_trials(study)
             assert clock.now == PATIENCE_S
             n_trials = len(study.trials())

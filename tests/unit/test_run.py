@@ -26,6 +26,16 @@ def test_a_study_s_name_is_that_of_one_folder(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["artifacts", "embedded", "mlflow.db", "packs"])
+def test_a_study_s_name_is_that_of_nothing_else_in_out(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--space", "nowhere.yaml", f"--study={name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --study must not be ")
+    assert line.endswith(f"got {name!r}")
+
+
 @pytest.mark.parametrize("name", ["fan", "2026-11-29", "fan_2.1", "_fan", "lüfter"])
 def test_plain_names_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--space", "nowhere.yaml", f"--study={name}"]) == 2
