@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import ray
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from search.config import SpaceFile
 from search.failures import longest_silence_s, reason_of_lost_task
@@ -21,7 +21,7 @@ from search.launch import checkpoint_name, worker_config
 from search.lost_workers import StepLost, as_task, refusal_of
 from search.shared_files import SharedFiles
 from search.space import all_params
-from search.studies import EPOCH, TypeStudy
+from search.studies import EPOCH, TypeStudy, complete
 from search.trainable import CHECKPOINT
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def find_winner(
             objectives=tuple(values[members[0]]),
         )
     best = study.best()
-    if best is None or best.value is None:
+    if best is None:
         return None
     if space.confirmation.top and is_over:
         logger.warning("%s: no finalist is confirmed, the best trial stands", study.machine_type)
@@ -176,9 +176,7 @@ def confirmed(
 
 def finalists(trials: Sequence[FrozenTrial], k: int) -> list[int]:
     """Numbers of the k best complete trials, best first; of equals, the earlier."""
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-    ranked = sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))
-    return [trial.number for trial in ranked[:k]]
+    return [trial.number for trial in complete(trials)[:k]]
 
 
 def ranked(values: Mapping[int, Sequence[float]]) -> list[int]:

@@ -121,8 +121,12 @@ class TypeFacts:
     @property
     def best(self) -> TrialFacts | None:
         """The complete trial with the highest objective; of equals, the earlier."""
-        complete = [t for t in self.of_state("complete") if t.value is not None]
-        return min(complete, key=lambda t: (-(t.value or 0.0), t.number), default=None)
+        return next(iter(self.complete), None)
+
+    @property
+    def complete(self) -> list[TrialFacts]:
+        """The complete trials, best first; of equals, the earlier."""
+        return sorted(self.of_state("complete"), key=lambda t: (-(t.value or 0.0), t.number))
 
     @property
     def winner(self) -> int | None:

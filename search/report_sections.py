@@ -248,12 +248,10 @@ def _parallel(facts: TypeFacts, importance: parameters.Importance | None) -> Sec
     figure = parameters.parallel_figure(facts, importance)
     if figure is None:
         return None
-    complete = [trial for trial in facts.of_state("complete") if trial.value is not None]
-    best = sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))[:_MOST_BEST]
-    names = parameters.varied(complete, importance)[:_MOST_COLUMNS]
+    names = parameters.varied(facts.of_state("complete"), importance)[:_MOST_COLUMNS]
     rows = [
         (str(trial.number), number(trial.value), *(_param(trial, name) for name in names))
-        for trial in best
+        for trial in facts.complete[:_MOST_BEST]
     ]
     return Section(
         title="Parameters together",

@@ -338,8 +338,7 @@ class TypeStudy:
 
     def best(self) -> FrozenTrial | None:
         """The complete trial with the highest objective; pruned ones do not qualify."""
-        complete = [t for t in self.trials() if t.state == TrialState.COMPLETE]
-        return max(complete, key=lambda t: (t.value or 0.0, -t.number), default=None)
+        return next(iter(complete(self.trials())), None)
 
     def note(self, key: str, value: Any) -> None:
         """Store a fact about the study, such as what the winner did on the test clips."""
@@ -405,6 +404,12 @@ def hours_unit(kinds: Collection[str], resources: Mapping[str, float]) -> str:
     """Such as `GPU-hours`, of what was held; where nothing was yet, of what will be."""
     kinds = kinds or held_hours([{"seconds": 0.0}], resources)
     return "- and ".join(sorted(kinds)) + "-hours"
+
+
+def complete(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials, best first; of equals, the earlier."""
+    found = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return sorted(found, key=lambda trial: (-trial.values[0], trial.number))
 
 
 def ending_of(trial: FrozenTrial) -> Ending:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
 
 from mimimi_core.pack import Pack
 from mimimi_core.training import LabelFree, Objective, held_out_normals, objective_of
@@ -36,7 +35,7 @@ from search.shared_checks import probe_nodes
 from search.shared_files import SharedFiles, SharedFilesError
 from search.space import Space
 from search.storages import check_storage, open_storage
-from search.studies import StudyError, TypeStudy, hours_unit
+from search.studies import StudyError, TypeStudy, complete, hours_unit
 from search.tracking import Tracker, TrackingError, check
 from search.views import COST
 from search.warm_start import offers
@@ -370,8 +369,7 @@ def _say_what_is_left(
 def _say_where_to_look(tracker: Tracker, studies: Mapping[str, TypeStudy], report: Path) -> None:
     best_runs = {}
     for machine_type, study in studies.items():
-        complete = [t for t in study.trials() if t.state == TrialState.COMPLETE]
-        best = sorted(complete, key=lambda t: -(t.value or 0.0))[:_COMPARED]
+        best = complete(study.trials())[:_COMPARED]
         runs = [tracker.trial_run(machine_type, trial.number) for trial in best]
         best_runs[machine_type] = [run for run in runs if run]
     try:
