@@ -20,6 +20,7 @@ from search.champions import Candidate, Decision, challenge, compare_with_champi
 from search.config import PromotionConfig
 from search.confirmation import Winner
 from search.lost_workers import as_task, scored
+from search.machines import threads_of
 from search.registry import Registry
 from search.shared_files import SharedFiles
 from search.studies import TypeStudy
@@ -102,9 +103,9 @@ def conclude(
     model_folder = folder / "models" / study.machine_type
     evaluation_folder = folder / "evaluation" / study.machine_type
     task = as_task(_evaluate, resources)
-    threads = max(1, int(resources["cpu"]))
     evaluation, model, figures = scored(
-        task.remote(files.root, winner.checkpoints, shared_pack, threads), study.machine_type
+        task.remote(files.root, winner.checkpoints, shared_pack, threads_of(resources)),
+        study.machine_type,
     )
     chosen, judges = winner.members, winner.members[: len(evaluation.kinds)]
     if judges != chosen:

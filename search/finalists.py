@@ -21,6 +21,7 @@ from mimimi_core.training import held_out_normals
 from search.config import SpaceFile
 from search.confirmation import confirmed
 from search.lost_workers import as_task, scored
+from search.machines import threads_of
 from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import FINALISTS, TypeStudy
@@ -66,7 +67,7 @@ def score_finalists(
             study.note(FINALISTS, {**noted, "complete": complete})
         return
     task = as_task(_nll, resources)
-    threads = max(1, int(resources["cpu"]))
+    threads = threads_of(resources)
     waiting = {
         number: [task.remote(files.root, name, shared_pack, threads) for name in names]
         for number, names in trained.items()

@@ -27,6 +27,7 @@ from search.machines import (
     bundle_of,
     n_fitting,
     require_machine,
+    threads_of,
     wait_for_machine,
     withdrawn_at_the_end,
 )
@@ -236,7 +237,7 @@ def worker_config(
         "patience_s": min(PATIENCE_S, longest_silence_s(space.study.hang_minutes, 0.0) / 2),
         "pack": str(pack),
         "checkpoint": checkpoint,
-        "threads": max(1, int(resources["cpu"])),
+        "threads": threads_of(resources),
     }
 
 

@@ -153,6 +153,11 @@ def bundle_of(resources: Mapping[str, float]) -> dict[str, float]:
     return {name.upper(): amount for name, amount in resources.items() if amount}
 
 
+def threads_of(resources: Mapping[str, float]) -> int:
+    """Threads that a worker with these resources computes with."""
+    return max(1, int(resources["cpu"]))
+
+
 def _withdraw() -> None:
     try:
         request_resources(bundles=[])
