@@ -158,7 +158,8 @@ class SchedulerConfig(_Model):
 
     name: Literal["asha", "asha_pause", "hyperband", "median", "none"] = "asha"
     grace_epochs: int | None = Field(default=None, ge=1)  # no trial is stopped before
-    reduction_factor: float = Field(default=3.0, gt=1)  # one in so many survives a rung
+    # One in so many survives a rung; just above 1 there would be millions of rungs.
+    reduction_factor: float = Field(default=3.0, ge=1.1)
 
     def grace(self, epochs: int) -> int:
         """Epochs of a training of at most `epochs` that nobody judges."""

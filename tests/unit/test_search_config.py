@@ -164,7 +164,7 @@ def test_a_condition_on_a_later_parameter_is_refused(tmp_path: Path) -> None:
         (STUDY + "sampler: {name: oracle}", ["sampler.name", "'tpe'", "'oracle'"]),
         (STUDY + "sampler: {startup_trials: 0}", ["sampler.startup_trials", "1", "0"]),
         (STUDY + "scheduler: {name: genie}", ["scheduler.name", "'asha'", "'genie'"]),
-        (STUDY + "scheduler: {reduction_factor: 1}", ["scheduler.reduction_factor", "1"]),
+        (STUDY + "scheduler: {reduction_factor: 1.000001}", ["or equal to 1.1", "1.000001"]),
         (STUDY + "resources: {cpu: 0}", ["resources.cpu", "0"]),
         (STUDY + "resources: {gpu: some}", ["resources.gpu", "auto", "'some'"]),
         (STUDY + "resources: {gpu: -1}", ["resources.gpu", "0, a share", "-1"]),
