@@ -17,6 +17,7 @@ from sklearn.metrics import roc_curve
 from mimimi_core.analysis import Analysis, Decisions, analyse
 from mimimi_core.evaluation import Evaluation
 from mimimi_core.metrics import IdAuc
+from mimimi_core.scoring import are_alike
 
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 _COLUMNS = 4  # panels side by side
@@ -175,7 +176,9 @@ def _matrix(axes: Axes, counts: np.ndarray) -> None:
 
 
 def _histogram(axes: Axes, scores: np.ndarray, labels: np.ndarray, threshold: float | None) -> None:
-    edges = np.histogram_bin_edges(scores, bins=15).tolist()
+    # rounding leaves no room for 15 bins: around one of the scores there is
+    spread = scores[:1] if are_alike(scores) else scores
+    edges = np.histogram_bin_edges(spread, bins=15).tolist()
     if (labels == 0).any():
         axes.hist(scores[labels == 0], edges, color="0.75", edgecolor="0.5", label="normal")
     if (labels == 1).any():

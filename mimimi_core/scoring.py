@@ -73,6 +73,11 @@ class Threshold:
     n_normals: int  # held-out normal clips behind the fit
 
 
+def are_alike(values: np.ndarray) -> bool:
+    """Whether values `(n,)`, or rows `(n, D)`, differ by no more than rounding."""
+    return not len(values) or bool(np.ptp(values, axis=0).max() <= 1e-6 * np.abs(values).max())
+
+
 def fit_threshold(
     normal_scores: Sequence[float] | np.ndarray,
     false_alarm_rate: float = FALSE_ALARM_RATE,
@@ -89,7 +94,7 @@ def fit_threshold(
         None where fewer than two scores that differ by more than rounding leave nothing to fit.
     """
     scores = np.maximum(np.asarray(normal_scores, dtype=np.float64) - lowest, 1e-12)
-    if not len(scores) or np.ptp(scores) <= 1e-6 * scores.max():
+    if are_alike(scores):
         return None
     from scipy.stats import gamma  # here: it takes a second, and scoring alone needs it not
 

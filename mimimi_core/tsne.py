@@ -27,6 +27,7 @@ from mimimi_core.detector import Detector, DetectorError
 from mimimi_core.evaluate import open_data
 from mimimi_core.figure_file import FigureFileError, write_figure
 from mimimi_core.pack import Pack, PackError
+from mimimi_core.scoring import are_alike
 from mimimi_core.systems import Classifier
 
 # The paper's. Its 200 iterations are fewer than scikit-learn allows: 1000 are run.
@@ -138,7 +139,9 @@ def settings(n_clips: int) -> tuple[float, float]:
 
 
 def map_to_plane(embeddings: np.ndarray) -> np.ndarray:
-    """Places `(n, 2)` of embeddings `(n, D)`."""
+    """Places `(n, 2)` of embeddings `(n, D)`; one place where these are all alike."""
+    if are_alike(embeddings):  # scikit-learn would divide by their spread, and crash the process
+        return np.zeros((len(embeddings), 2))
     from sklearn.manifold import TSNE  # half a second, which a start need not pay
 
     perplexity, rate = settings(len(embeddings))

@@ -169,6 +169,15 @@ def test_systems_that_name_no_ids_have_no_figure_of_them(systems: list[str]) -> 
     ]
 
 
+def test_scores_that_differ_by_rounding_alone_are_one_bar() -> None:
+    scores = np.log(6) * np.array([1, 1 - 2e-16, 1, 1])  # of a dead microphone, say
+    labels = np.array([0, 1, 0, 1])
+    axes = score_histograms(scores, labels, np.zeros(4, int), ["id_00"], {}).axes[0]
+    bars, anomalies = axes.containers[0], axes.patches[-1]
+    assert sorted(bar.get_height() for bar in bars)[-2:] == [0, 2]
+    assert anomalies.get_xy()[:, 1].max() == 2
+
+
 def test_figures_of_no_clips_are_drawn(tmp_path) -> None:
     none, no_ids = np.zeros(0), np.zeros(0, dtype=np.int64)
     for figure in (

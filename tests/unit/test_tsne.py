@@ -1,6 +1,8 @@
 """t-SNE of embeddings: what the last layer gets, and a map that keeps neighbours together."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,18 @@ def test_clusters_stay_apart(n_each: int) -> None:
     assert (labels[distances.argmin(axis=1)] == labels).all()
     # and no clip is thrown far from all others, as a rate too high for few clips does
     assert distances.min(axis=1).max() < 0.25 * np.ptp(places, axis=0).max()
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-15])
+def test_clips_that_are_all_alike_have_one_place(rounding: float) -> None:
+    """In a process of its own, for scikit-learn's code dies of them."""
+    script = (
+        "import numpy as np; from mimimi_core.tsne import map_to_plane; "
+        f"clips = 1 + {rounding} * np.random.default_rng(0).normal(size=(12, 4)); "
+        "assert not map_to_plane(clips).any()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_map_is_the_same_every_time() -> None:
