@@ -28,7 +28,7 @@ from sqlalchemy.engine import make_url
 
 _DETECTOR = "detector"  # folder of the weights inside a registered model's `data`
 _NOT_IN_LOGGED_MODELS = r"[/:.%\"']"  # MLflow refuses it there, most of it not in registered models
-_REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "soundfile")
+_REQUIREMENTS = ("torch", "torchaudio", "numpy", "scipy", "safetensors", "pyarrow", "soundfile")
 
 
 def model_name(machine_type: str) -> str:

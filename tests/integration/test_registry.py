@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mimimi_core.config import FrontendConfig, NetworkConfig, TrialConfig
+from mimimi_core.config import FrontendConfig, FrontendKind, NetworkConfig, TrialConfig
 from mimimi_core.detector import Detector, Member
 from mimimi_core.network import build_network
 from mimimi_core.scoring import Threshold
@@ -25,12 +25,16 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("detector")
+    return _save_detector(tmp_path_factory.mktemp("detector"))
+
+
+def _save_detector(folder: Path, kind: FrontendKind = "complex") -> Path:
     config = TrialConfig(
-        network=NetworkConfig(channels=2, depth=3), frontend=FrontendConfig(n_frames=16)
+        network=NetworkConfig(channels=2, depth=3), frontend=FrontendConfig(kind=kind, n_frames=16)
     )
+    network = build_network(config.network, 2, config.frontend)
     Detector(
-        members=[Member(config=config, network=build_network(config.network, 2))],
+        members=[Member(config=config, network=network)],
         machine_type="fan",
         machine_ids=("id_00", "id_02"),
         thresholds={
@@ -89,19 +93,26 @@ def test_any_name_of_a_type_is_registered_and_found_again(
     assert Detector.load(folder).machine_ids == ("id_00", "id_02")
 
 
-def test_registered_detector_predicts_with_the_code_it_carries(
-    sqlite_uri: str, tmp_path: Path, detector_folder: Path
+@pytest.mark.parametrize("kind", ["complex", "logmel"])
+def test_registered_detector_predicts_with_the_code_it_carries_and_what_it_requires(
+    sqlite_uri: str, tmp_path: Path, kind: FrontendKind
 ) -> None:
+    detector_folder = _save_detector(tmp_path / "detector", kind)
     tracker, registry = Tracker(sqlite_uri, tmp_path / "artifacts", "study"), Registry(sqlite_uri)
     registry.register("fan", detector_folder, tracker.parent_run("fan"), {}, {})
     registry.set_champion("fan", 1)
     model = tmp_path / "artifacts" / "study" / "models"
     assert not [p for p in model.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
 
+    (requirements,) = model.rglob("requirements.txt")
+    required = {line.partition("==")[0] for line in requirements.read_text().splitlines()}
+    missing = sorted({"torchaudio", "soundfile", "sklearn", "matplotlib"} - required)
+
     waveform = np.random.default_rng(0).integers(-9999, 9999, 32000, dtype=np.int16)
     np.save(tmp_path / "waveform.npy", waveform)
     script = f"""
-import json, mlflow, numpy as np, pandas as pd
+import json, mlflow, numpy as np, pandas as pd, sys
+sys.modules.update(dict.fromkeys({missing}))  # as if they were not installed
 mlflow.set_tracking_uri({sqlite_uri!r})
 model = mlflow.pyfunc.load_model("models:/mimimi-fan@champion")
 waveform = np.load("waveform.npy") / 32768
