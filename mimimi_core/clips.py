@@ -57,7 +57,8 @@ def find_clips(root: Path) -> dict[str, list[Clip]]:
 
     Raises:
         ManifestError: `root` is missing, is no folder or holds no WAV; a WAV fits no layout; an
-            anomaly lies in a train folder; MIMII recordings of one type lie there at several SNRs.
+            anomaly lies in a train folder; a name is not UTF-8; MIMII recordings of one type lie
+            there at several SNRs.
     """
     if not root.exists():
         raise ManifestError(f"{root}: no such folder")
@@ -71,6 +72,7 @@ def find_clips(root: Path) -> dict[str, list[Clip]]:
         raise ManifestError(f"{root}: holds no WAV file; known layouts: {'; '.join(LAYOUTS)}")
     by_type: dict[str, list[Clip]] = {}
     for clip in clips:
+        _require_utf8(clip)
         by_type.setdefault(clip.machine_type, []).append(clip)
     for machine_type, members in by_type.items():
         _require_one_snr(machine_type, members)
@@ -121,6 +123,16 @@ def _clip(path: Path, name: str, root: Path) -> Clip:
     raise ManifestError(
         f"{root / name}: fits no known layout; rename or remove it. Known: {'; '.join(LAYOUTS)}"
     )
+
+
+def _require_utf8(clip: Clip) -> None:
+    """Refuse names that no pack can hold."""
+    try:
+        f"{clip.machine_type}/{clip.name}".encode()
+    except UnicodeEncodeError as error:
+        raise ManifestError(
+            f"{str(clip.path)!r}: names of clips and folders must be UTF-8: rename it"
+        ) from error
 
 
 def _require_one_snr(machine_type: str, clips: list[Clip]) -> None:

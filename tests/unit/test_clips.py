@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,17 @@ def test_an_anomaly_among_the_training_clips_is_refused(tmp_path: Path) -> None:
     bad = write_wav(write_dcase2020(tmp_path) / "fan" / "train" / "anomaly_id_00_00000007.wav")
     with pytest.raises(ManifestError, match=f"{bad}: a train folder must hold normal clips only"):
         find_clips(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"fan/train/normal_id_00_L\xfc.wav", b"L\xfc/id_00/normal/1.wav"])
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path, name: bytes) -> None:
+    write_dcase2020(tmp_path)
+    path = tmp_path / os.fsdecode(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with pytest.raises(ManifestError, match=r"L\\udcfc.*: .* must be UTF-8: rename it") as refusal:
+        find_clips(tmp_path)
+    str(refusal.value).encode()  # can be printed
 
 
 def test_one_recording_at_two_noise_levels_is_refused(tmp_path: Path) -> None:
