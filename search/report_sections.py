@@ -93,7 +93,8 @@ def _confirmation(facts: TypeFacts) -> Section | None:
         title="Confirmation",
         text=(
             "The best trials of the search, trained again with seeds that it never saw. The "
-            "highest mean wins; a finalist of which a seed failed does not.",
+            "highest mean of those that are still among the best wins, so not a finalist that "
+            "later trials have displaced, nor one of which a seed failed.",
         ),
         header=(*header, "failures") if has_failures else header,
         rows=tuple(rows),

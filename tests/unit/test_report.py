@@ -250,6 +250,19 @@ def test_a_winner_that_changed_nothing(
     assert words["the search's best flattered itself by"].startswith("unknown")
 
 
+def test_a_finalist_that_later_trials_displaced_is_not_said_to_win(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    for value in (0.80, 0.90):
+        study.tell(ask(study), value)
+    confirm(study, 0, 0.81)  # when it was the best
+    confirm(study, 1, 0.75)
+    study.set_user_attr("outcome", OUTCOME | {"winner": 1})
+    section = sections_of(tmp_path / "s")["Confirmation"]
+    assert [row[0] for row in section.rows] == ["0", "1 (winner)"]
+    (text,) = section.text
+    assert "highest mean of those that are still among the best wins" in text
+
+
 def test_a_winner_of_which_a_seed_failed_is_not_called_confirmed(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s")
     study.tell(ask(study).number, 0.8)
