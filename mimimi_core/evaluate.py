@@ -16,7 +16,7 @@ from mimimi_core.audio import AudioError
 from mimimi_core.clips import ManifestError, find_clips
 from mimimi_core.detector import Detector, DetectorError
 from mimimi_core.evaluation import Evaluation, evaluate
-from mimimi_core.figure_file import write_figure
+from mimimi_core.figure_file import FigureFileError, write_figure
 from mimimi_core.id_table import table, write_csv
 from mimimi_core.pack import Pack, PackError, open_pack, pack_clips
 from mimimi_core.plots import evaluation_figures
@@ -39,7 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     except (ManifestError, AudioError, PackError, DetectorError, NonFiniteLossError) as error:
         print(error, file=sys.stderr)
         return 2
-    show(evaluation, detector.machine_type, args.out)
+    folder = args.out / f"{detector.machine_type}-evaluation"
+    try:
+        write_evaluation(evaluation, folder)
+    except (OSError, FigureFileError) as error:
+        print(f"--out must be a folder that can be written: {error}", file=sys.stderr)
+        return 2
+    show(evaluation, detector.machine_type, folder)
     return 0
 
 
@@ -49,6 +55,7 @@ def open_data(data: Path, machine_type: str, packs: Path, sample_rate: int) -> P
     Raises:
         ManifestError: The folder is in no known layout, or has no clips of the type.
         AudioError: A clip cannot be read.
+        PackError: `packs` cannot be written.
     """
     clips = find_clips(data)
     if machine_type not in clips:
@@ -56,13 +63,17 @@ def open_data(data: Path, machine_type: str, packs: Path, sample_rate: int) -> P
             f"the machine type must be one of those in {data}, {', '.join(clips)}, got "
             f"{machine_type!r}"
         )
-    return open_pack(pack_clips(clips[machine_type], packs, sample_rate))
+    try:
+        return open_pack(pack_clips(clips[machine_type], packs, sample_rate))
+    except OSError as error:
+        raise PackError(
+            f"{packs}: must be a folder that can be written, for the clips are packed there: "
+            f"{error}"
+        ) from error
 
 
-def show(evaluation: Evaluation, machine_type: str, out: Path) -> None:
-    """Print the table of the test, and write it and the figures to `OUT/<type>-evaluation`."""
-    folder = out / f"{machine_type}-evaluation"
-    write_evaluation(evaluation, folder)
+def show(evaluation: Evaluation, machine_type: str, folder: Path) -> None:
+    """Print the table of the test, and the folder where `write_evaluation` wrote it."""
     print(f"{machine_type}, test clips\n")
     print("\n".join(table(analyse(evaluation))))
     print(f"val_auc {evaluation.val}")
@@ -71,7 +82,12 @@ def show(evaluation: Evaluation, machine_type: str, out: Path) -> None:
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write the table of the test as `per_id.csv`, and its figures."""
+    """Write the table of the test as `per_id.csv`, and its figures.
+
+    Raises:
+        OSError: The table cannot be written.
+        FigureFileError: A figure cannot be written.
+    """
     write_csv(analyse(evaluation), folder / "per_id.csv")
     for name, figure in evaluation_figures(evaluation).items():
         write_figure(figure, folder / f"{name}.png")

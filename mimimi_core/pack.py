@@ -32,7 +32,7 @@ FORMAT = 3  # of the file and of the rules that fill it; raise it and every pack
 
 
 class PackError(ValueError):
-    """A file is not a pack."""
+    """A file is not a pack, or none can be written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

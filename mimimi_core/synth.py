@@ -126,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ManifestError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"--dest must be a folder that can be written: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

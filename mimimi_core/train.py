@@ -17,8 +17,9 @@ from pathlib import Path
 from mimimi_core.audio import AudioError
 from mimimi_core.clips import ManifestError
 from mimimi_core.config import ConfigError, TrainConfig, TrialConfig
-from mimimi_core.evaluate import open_data, show
+from mimimi_core.evaluate import open_data, show, write_evaluation
 from mimimi_core.evaluation import build_detector, evaluate
+from mimimi_core.figure_file import FigureFileError
 from mimimi_core.pack import PackError
 from mimimi_core.training import NonFiniteLossError, Training
 
@@ -71,8 +72,14 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     model = args.out / args.machine_type
-    detector.save(model)
-    show(evaluation, args.machine_type, args.out)
+    folder = args.out / f"{args.machine_type}-evaluation"
+    try:
+        detector.save(model)
+        write_evaluation(evaluation, folder)
+    except (OSError, FigureFileError) as error:
+        print(f"--out must be a folder that can be written: {error}", file=sys.stderr)
+        return 2
+    show(evaluation, args.machine_type, folder)
     print(f"model: {model}")
     return 0
 

@@ -67,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        target = args.out / args.study / "report"
+        print(f"error: {target} must be a folder that can be written: {error}", file=sys.stderr)
+        return 2
     table = folder / "systems.md"
     if table.exists():
         print(table.read_text(encoding="utf-8"))

@@ -323,3 +323,13 @@ def test_the_command_refuses_a_study_that_is_not_there(
     assert captured.err.count("\n") == 1
     assert str(tmp_path / "nothing") in captured.err
     assert not (tmp_path / "nothing" / "report").exists()
+
+
+def test_the_command_says_where_it_cannot_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_study(tmp_path / "s")
+    (tmp_path / "s" / "report").touch()
+    assert main(["--study", "s", "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 's' / 'report'} must be a folder that can be writ")

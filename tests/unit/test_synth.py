@@ -189,6 +189,16 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_the_command_line_refuses_what_is_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["--dest", str(tmp_path / "file")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--dest must be a folder that can be written: ")
+    assert str(tmp_path / "file") in line
+
+
 @pytest.mark.parametrize("machine_type", list(FAULTS))
 def test_every_fault_changes_the_sound(machine_type: str) -> None:
     normal = machine_clip(machine_type, "id_00", np.random.default_rng(0))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mimimi_core import evaluate
 from mimimi_core.config import ID_FREE
 from mimimi_core.detector import Detector
 from mimimi_core.train import main
@@ -34,6 +35,38 @@ def test_too_few_normal_clips_to_select_by_are_told_before_training(
     said = capsys.readouterr().err
     assert "fan: the objective id_swap_auc needs held-out normal clips of two machine ids" in said
     assert "epoch" not in said
+
+
+@pytest.mark.parametrize("place", ["packs", "fan", "fan-evaluation", "fan-evaluation/roc.png"])
+def test_what_cannot_be_written_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    data, out = write_dcase2020(tmp_path / "data", n_train=10), tmp_path / "out"
+    in_the_way = out / place
+    if place.endswith(".png"):
+        in_the_way.mkdir(parents=True)
+    else:
+        out.mkdir()
+        in_the_way.touch()
+    assert _train(data, out) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "must be a folder that can be written" in line
+    assert str(in_the_way) in line
+
+
+@pytest.mark.parametrize("place", ["packs", "fan-evaluation"])
+def test_an_evaluation_that_cannot_be_written_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    data, out = write_dcase2020(tmp_path / "data", n_train=10), tmp_path / "out"
+    assert _train(data, tmp_path) == 0
+    out.mkdir()
+    (out / place).touch()
+    args = ["--model", tmp_path / "fan", "--data", data, "--out", out]
+    assert evaluate.main([str(arg) for arg in args]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "must be a folder that can be written" in line
+    assert str(out / place) in line
 
 
 @pytest.mark.parametrize("kind", ID_FREE)

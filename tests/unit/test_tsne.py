@@ -207,6 +207,16 @@ def test_command(model: Path, tmp_path: Path) -> None:
     assert Path("out/fan.png").read_bytes() != whole
 
 
+def test_command_says_where_it_cannot_pack(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dcase2020(tmp_path / "data", n_test=6)
+    Path("runs").touch()
+    assert command(model, data, "--machine-type", "fan") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("runs/packs: must be a folder that can be written, ")
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
