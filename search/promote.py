@@ -12,7 +12,7 @@ import sys
 from datetime import UTC, datetime
 
 from search.registry import Registry
-from search.tracking import TrackingError, check, shown_uri
+from search.tracking import TrackingError, check
 
 _ROLLBACK = "rollback/"  # tag of a version, with the time: "rollback/2026-11-21 23:05:31"
 _TIME = "%Y-%m-%d %H:%M:%S"
@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = history(registry, args.machine_type)
         if not rows:
             raise TrackingError(
-                f"no model of machine type {args.machine_type!r} at "
-                f"{shown_uri(args.tracking_uri)}; run python -m search.run first"
+                f"no model of machine type {args.machine_type!r} at {args.tracking_uri}; "
+                "run python -m search.run first"
             )
         if args.rollback is not None:
             roll_back(registry, args.machine_type, args.rollback, args.reason)

@@ -19,7 +19,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from search.tracking import TrackingError, open_client, shown_uri, store_errors  # isort: split
+from search.tracking import TrackingError, open_client, store_errors  # isort: split
 
 import mlflow
 from mlflow.entities import LoggedModelOutput, Metric
@@ -183,7 +183,7 @@ class Registry:
         found = self.champion(machine_type)
         if found is None:
             raise TrackingError(
-                f"no champion of machine type {machine_type!r} at {shown_uri(self._uri)}; run "
+                f"no champion of machine type {machine_type!r} at {self._uri}; run "
                 f"python -m search.run --machine-types {machine_type} --tracking-uri ... first"
             )
         return self.download(machine_type, found[0], dest)

@@ -106,7 +106,7 @@ def check(tracking_uri: str, create: bool = True) -> None:
             open_client(tracking_uri).search_experiments(max_results=1)
     except (*_STORE_ERRORS, sqlite3.Error) as error:
         raise TrackingError(
-            f"cannot use tracking URI {shown_uri(tracking_uri)}: {_cause(error)}; start the "
+            f"cannot use tracking URI {tracking_uri}: {_cause(error)}; start the "
             "server, or give another --tracking-uri (sqlite:///runs/mlflow.db needs no server)"
         ) from error
 
@@ -262,8 +262,7 @@ class Tracker:
                 f"mlflow.sharedViewState.{mlflow_ui.VIEW}",
                 mlflow_ui.view_state(list(self._searched)),
             )
-        uri = shown_uri(self._uri.rstrip("/"))
-        return mlflow_ui.links(uri, self.experiment_id, best_runs, model_names)
+        return mlflow_ui.links(self._uri.rstrip("/"), self.experiment_id, best_runs, model_names)
 
     def _open_experiment(self, artifact_root: Path) -> str:
         found = self._client.get_experiment_by_name(self._study_name)
@@ -274,7 +273,7 @@ class Tracker:
             found = self._client.get_experiment(experiment_id)
         if found.lifecycle_stage != "active":
             raise TrackingError(
-                f"the MLflow experiment {self._study_name!r} at {shown_uri(self._uri)} is deleted; "
+                f"the MLflow experiment {self._study_name!r} at {self._uri} is deleted; "
                 f"restore it (mlflow experiments restore -x {found.experiment_id}) or name another "
                 "--study"
             )
@@ -408,7 +407,7 @@ def store_errors(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except _STORE_ERRORS as error:
-        raise TrackingError(f"{shown_uri(tracking_uri)}: {_cause(error)}") from error
+        raise TrackingError(f"{tracking_uri}: {_cause(error)}") from error
 
 
 @contextmanager
@@ -423,11 +422,6 @@ def _environment(**values: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def shown_uri(tracking_uri: str) -> str:
-    """The URI without a password."""
-    return str(make_url(tracking_uri).render_as_string(hide_password=True))
 
 
 def _cause(error: BaseException) -> str:

@@ -3,8 +3,8 @@
 import pytest
 
 from search.run import main
+from search.tracking import TrackingError, store_errors
 from search.uris import UriError, require_no_password
-
 SECRET = "hunter2"
 WITH_PASSWORD = [
     f"postgresql://user:{SECRET}@host:5432/db",
@@ -43,6 +43,13 @@ def test_a_password_is_refused_without_repeating_it(uri: str) -> None:
 @pytest.mark.parametrize("uri", WITHOUT)
 def test_what_is_no_password_passes(uri: str) -> None:
     require_no_password(uri, "--storage")
+
+
+@pytest.mark.parametrize("uri", WITHOUT)
+def test_a_store_that_fails_is_shown_as_it_was_given(uri: str) -> None:
+    with pytest.raises(TrackingError) as caught, store_errors(uri):
+        raise OSError("gone")
+    assert str(caught.value) == f"{uri}: gone"
 
 
 @pytest.mark.parametrize("option", ["--storage", "--tracking-uri"])
