@@ -6,11 +6,12 @@ Pure text; `search/tracking.py` stores it.
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 VIEW = "trials"  # name of the shared view of the table of runs
-_VIEW_PARAMS = 25  # columns; MLflow allows 5,000 characters
+_VIEW_PARAMS = 25  # columns; of a view MLflow stores 20,000 characters, older servers 5,000
 _LOCAL_UI = "http://127.0.0.1:5000"
 _MODE = "workflowType=machine_learning"
 
@@ -58,7 +59,7 @@ def links(
     """
     lines, base = [], tracking_uri
     if not base.startswith("http"):
-        lines.append(f"mlflow ui --backend-store-uri {base}")
+        lines.append(f"mlflow ui --backend-store-uri {shlex.quote(base)}")
         base = _LOCAL_UI
     runs_page = f"{base}/#/experiments/{experiment_id}/runs"
     lines.append(f"{runs_page}?viewStateShareKey={VIEW}&{_MODE}")
