@@ -37,6 +37,7 @@ from search.space import Space
 from search.storages import check_storage, open_storage
 from search.studies import StudyError, TypeStudy, complete, hours_unit
 from search.tracking import Tracker, TrackingError, check
+from search.uris import sqlite_uri
 from search.views import COST
 from search.warm_start import offers
 
@@ -87,10 +88,11 @@ def run_study(
         TrackingError: The tracking server does not answer.
         SharedFilesError: The shared storage cannot be used.
         AudioError: A clip cannot be read.
+        UriError: The path of the sqlite file cannot be written as a URI.
     """
     files = SharedFiles(storage_path or out)
     files.probe()
-    tracking_uri = tracking_uri or storage_uri or f"sqlite:///{out / 'mlflow.db'}"
+    tracking_uri = tracking_uri or storage_uri or sqlite_uri(out / "mlflow.db")
     if storage_uri is not None:
         check_storage(storage_uri)
     check(tracking_uri)

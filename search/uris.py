@@ -1,8 +1,10 @@
 """What the URI of a database or a server may hold: no password, since URIs end up in logs."""
 
 import re
+from pathlib import Path
 
 _HOST_AND_PORT = re.compile(r"[^/@]+:\d+/")
+_CHANGED_IN_URI = re.compile(r"\?|%[0-9a-fA-F]{2}")  # an option, and a character by its code
 _SECRET_OPTIONS = re.compile(r"[?&](ssl)?password=", re.IGNORECASE)
 
 
@@ -34,3 +36,17 @@ def require_no_password(uri: str, option: str) -> None:
         f"{option} must hold no password, because logs and the list of processes show it: leave "
         f"it out (USER@HOST) and {instead}; change it if others use this machine"
     )
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of an SQLite file below `--out`.
+
+    Raises:
+        UriError: Its path is another one in a URI.
+    """
+    if _CHANGED_IN_URI.search(str(file)):
+        raise UriError(
+            "--out must hold no '?', and no '%' before two hexadecimal digits, which MLflow reads "
+            f"otherwise in {file}: name another folder, or give --tracking-uri"
+        )
+    return f"sqlite:///{file}"

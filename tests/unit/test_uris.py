@@ -1,10 +1,16 @@
 """A password on a command line is refused, and not repeated."""
 
+from pathlib import Path
+
 import pytest
+from sqlalchemy.engine import make_url
 
 from search.run import main
 from search.tracking import TrackingError, store_errors
-from search.uris import UriError, require_no_password
+from search.uris import UriError, require_no_password, sqlite_uri
+from tests.audio_fixtures import write_dcase2020
+
+SMOKE = Path(__file__).parents[2] / "spaces" / "smoke.yaml"
 SECRET = "hunter2"
 WITH_PASSWORD = [
     f"postgresql://user:{SECRET}@host:5432/db",
@@ -50,6 +56,27 @@ def test_a_store_that_fails_is_shown_as_it_was_given(uri: str) -> None:
     with pytest.raises(TrackingError) as caught, store_errors(uri):
         raise OSError("gone")
     assert str(caught.value) == f"{uri}: gone"
+
+
+@pytest.mark.parametrize("name", ["runs", "my runs", "50%", "a:b@c", "#1", "ü"])
+def test_the_uri_of_a_file_leads_back_to_it(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name / "mlflow.db"
+    assert make_url(sqlite_uri(file)).database == str(file)
+
+
+@pytest.mark.parametrize("name", ["runs?", "%41"])
+def test_a_search_refuses_a_folder_that_is_another_in_a_uri(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.setattr("search.study.check", lambda uri: pytest.fail(f"{uri} was opened"))
+    data, out = write_dcase2020(tmp_path / "data"), tmp_path / name
+    assert main(["--space", str(SMOKE), "--data", str(data), "--out", str(out)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: --out must hold no '?'")
+    assert str(out) in line
 
 
 @pytest.mark.parametrize("option", ["--storage", "--tracking-uri"])
