@@ -26,7 +26,8 @@ Interval = tuple[float, float]
 class IdAuc:
     """Ranking quality on one machine id; None without both labels, or clips to train on.
 
-    `pauc_ci` is None as well where all resamplings agree, of too few clips to tell.
+    `pauc_ci` is None as well where all resamplings agree, as where every anomaly scores above every
+    normal clip.
     """
 
     machine_id: str

@@ -172,18 +172,21 @@ def _protocol(types: Sequence[TypeFacts]) -> Iterator[str]:
     yield (
         "Figures are in %: the mean over machine ids, of the mean over seeds; in brackets the 95 % "
         "interval over clips, after ± the standard deviation over seeds. A pAUC (false alarm rate "
-        "up to 0.1, standardised) without brackets has too few clips to tell."
+        "up to 0.1, standardised) is without brackets where all resamplings agree, as where every "
+        "anomaly scores above every normal clip."
     )
     for facts in types:
         system = facts.systems[0]
         seeds = sorted({len(s["test"]["auc_of_seeds"]) for s in facts.systems})
-        left_out = system["dev"]["without_auc"]
+        left_out = [
+            f"; without AUC and left out on {clips}: {', '.join(system[clips]['without_auc'])}"
+            for clips in ("test", "dev")
+            if system[clips]["without_auc"]
+        ]
         yield (
             f"{facts.machine_type}: {system['test']['n_clips']} test clips, "
             f"{system['dev']['n_clips']} dev clips; {' or '.join(map(str, seeds))} seeds of each "
-            "system"
-            + (f"; without AUC and left out: {', '.join(left_out)}" if left_out else "")
-            + "."
+            f"system{''.join(left_out)}."
         )
     yield (
         "Clips: each labelled clip is in val or test by a hash of its content. Dev is both "

@@ -143,7 +143,11 @@ def test_the_protocol_says_what_the_figures_rest_on(folder: Path) -> None:
     table = build_table(read_facts(folder))
     assert table is not None
     text = "\n".join(table.protocol)
-    assert "fan: 90 test clips, 180 dev clips; 3 seeds of each system; without AUC" in text
+    assert (
+        "fan: 90 test clips, 180 dev clips; 3 seeds of each system; "
+        "without AUC and left out on test: id_06; without AUC and left out on dev: id_06." in text
+    )
+    assert "without brackets where all resamplings agree, as where every anomaly scores" in text
     assert "Selection, fan: the best 3 of 4 complete trials" in text  # an ensemble is no trial
     assert "Selection, mixer: none, every complete trial is here." in text
     assert "Linear combination (Giri et al.): waveforms are combined, spectra in the paper" in text
