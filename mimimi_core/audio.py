@@ -9,6 +9,7 @@ import soundfile
 
 _FULL_SCALE = 32768.0  # int16 units of a float sample of 1.0
 _LARGEST_PEAK = 2.0  # of floats: an overshoot is clipped, beyond this they are in another unit
+_PIPED = 0x7FFFE000  # bytes, promised at least by sox and ffmpeg where they cannot seek
 
 
 class AudioError(ValueError):
@@ -98,11 +99,16 @@ def _require_whole(raw: bytes) -> None:
             size_64 = struct.unpack_from("<Q", raw, position + 8)[0]
         if name == b"data":
             promised = size_64 if raw[:4] == b"RF64" else size
-            if promised > len(raw) - position:
+            if promised <= len(raw) - position:
+                return
+            if promised >= _PIPED:
                 raise AudioError(
-                    f"is truncated: its header promises {promised} bytes of samples, "
-                    f"{len(raw) - position} are there; copy the file again"
+                    "was written to a pipe, so its header does not tell its length: rewrite it, "
+                    "for example with sox IN.wav OUT.wav"
                 )
-            return
+            raise AudioError(
+                f"is truncated: its header promises {promised} bytes of samples, "
+                f"{len(raw) - position} are there; copy the file again"
+            )
         position += size + size % 2
     raise AudioError("is truncated: no samples follow its header; copy the file again")

@@ -66,6 +66,17 @@ def test_a_truncated_file_is_refused_with_its_path(tmp_path: Path, kept: int) ->
         read_clip(path, 16000)
 
 
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 0x7FFFEFFF])
+def test_a_file_that_was_written_to_a_pipe_is_not_called_truncated(
+    tmp_path: Path, size: int
+) -> None:
+    path = write_wav(tmp_path / "piped.wav")
+    raw = path.read_bytes()
+    path.write_bytes(raw[:40] + size.to_bytes(4, "little") + raw[44:])
+    with pytest.raises(AudioError, match=r"piped\.wav: was written to a pipe, .*: rewrite it"):
+        read_clip(path, 16000)
+
+
 def test_chunks_before_the_samples_are_passed_over(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "a.wav")
     raw = path.read_bytes()
