@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.progress import Progress
 
 from mimimi_core.clips import Clip, find_clips
@@ -91,7 +92,7 @@ def pack_data(manifest: Manifest, out: Path) -> dict[str, Pack]:
     packs = {}
     for machine_type, clips in manifest.items():
         with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task(f"packing {machine_type}", total=len(clips))
+            task = progress.add_task(f"packing {escape(machine_type)}", total=len(clips))
             path = pack_clips(
                 clips,
                 out / "packs",

@@ -9,6 +9,7 @@ from typing import get_args
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from search.studies import Ending, TypeStudy, ending_of
@@ -104,7 +105,7 @@ class Progress:
             running = [t for t in trials if ending_of(t) == "running"]
             counts = [str(study.count(ending)) for ending in _ENDINGS]
             table.add_row(
-                machine_type,
+                escape(machine_type),
                 f"{study.n_finished()}/{self._n_trials}",
                 *counts,
                 "" if best is None else f"{study.objective} {best.value:.3f} (#{best.number})",

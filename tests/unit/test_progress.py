@@ -98,6 +98,18 @@ def test_a_terminal_shows_a_table(
     ]
 
 
+def test_brackets_in_a_name_are_no_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    with open_storage(tmp_path / "s") as storage:
+        study = new_study(storage, "fan[old]", space=space_file())
+        with Progress({"fan[old]": study}, 4, 3, lambda: ""):
+            pass
+    assert "fan[old]" in capsys.readouterr().err
+
+
 def test_time_left_counts_from_this_run_and_never_below_nothing(
     studies: dict[str, TypeStudy], clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
