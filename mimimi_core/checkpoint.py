@@ -36,11 +36,15 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The file is missing, cut short or not a checkpoint.
+        torch.OutOfMemoryError: The device has no room for it.
+        torch.AcceleratorError: The device is broken.
     """
     try:
         if not zipfile.is_zipfile(path):  # else torch tries a format of old, without a check
             raise ValueError("no zip archive")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # says nothing about the file
+        raise
     except (
         OSError,
         RuntimeError,

@@ -77,6 +77,21 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "nothing.pt", CPU)
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_device_that_fails_is_not_taken_for_a_bad_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError]
+) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.save(STATE, path)
+
+    def fail(*args: object, **options: object) -> None:
+        raise kind("the device")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(kind, match="the device"):
+        checkpoint.load(path, CPU)
+
+
 class _Payload:
     """Unpickling it makes a folder."""
 
