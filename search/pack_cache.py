@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -113,6 +114,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _sweep(folder: Path) -> None:
     """Delete what nobody has opened for long; who has mapped a file keeps it until the end."""
     for path in folder.iterdir():
-        status = path.stat()
-        if time.time() - max(status.st_atime, status.st_mtime) > _UNUSED_S:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another pack's download was finished meanwhile
+            status = path.stat()
+            if time.time() - max(status.st_atime, status.st_mtime) > _UNUSED_S:
+                path.unlink()

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +136,23 @@ def test_what_nobody_opened_for_a_week_goes_with_the_next_fetch(digest: str, cac
     cached_pack("used", digest, Source())  # opened again
     cached_pack("new", digest, Source())
     assert {path.name for path in cache.iterdir() if path.suffix != ".lock"} == {"used", "new"}
+
+
+def test_the_end_of_another_pack_s_download_disturbs_no_fetch(
+    digest: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir(parents=True)
+    part = cache / "valve.arrow.part"
+    part.write_bytes(b"whole")
+    list_folder = Path.iterdir
+
+    def list_and_finish(folder: Path) -> Iterator[Path]:
+        found = list(list_folder(folder))
+        part.replace(cache / "valve.arrow")
+        yield from found
+
+    monkeypatch.setattr(Path, "iterdir", list_and_finish)
+    assert cached_pack("fan.arrow", digest, Source()).read_bytes() == CONTENT
 
 
 def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
