@@ -70,7 +70,9 @@ def reason_of(error: Exception) -> str:
     """Why a trial failed, in one line; the kind comes first so that failures can be grouped."""
     if isinstance(error, NonFiniteLossError):
         return f"non-finite: {error}"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    # Of what is refused to CUDA's libraries, torch says so in the message alone.
+    is_refused = isinstance(error, RuntimeError) and "ALLOC_FAILED" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_refused:
         return f"{_OUT_OF_MEMORY}: {' '.join(str(error).split())}"
     if isinstance(error, ConfigError):
         return f"infeasible: {error}"

@@ -17,6 +17,12 @@ from tests.doubles import LOSS
         (torch.OutOfMemoryError("CUDA out of\nmemory"), "out of memory: CUDA out of memory"),
         (MemoryError(), "out of memory: "),
         (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
+            "out of memory: CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+        ),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), "out of memory: cuFFT error"),
+        (RuntimeError("cuFFT error: CUFFT_EXEC_FAILED"), "crash: RuntimeError: cuFFT error"),
+        (
             ConfigError("frontend.hop must be <= frontend.n_fft (512), got 1024"),
             "infeasible: frontend.",
         ),
