@@ -31,22 +31,23 @@ def save(state: dict[str, Any], path: Path) -> None:
         raise
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote.
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, onto the CPU, where no device can fail.
 
     Raises:
         CheckpointError: The file is missing, cut short or not a checkpoint.
-        torch.OutOfMemoryError: The device has no room for it.
-        torch.AcceleratorError: The device is broken.
+        OSError: It cannot be read for another reason, and may be whole.
     """
     try:
-        if not zipfile.is_zipfile(path):  # else torch tries a format of old, without a check
+        content = io.BytesIO(path.read_bytes())  # zipfile takes a file that it cannot read for none
+        if not zipfile.is_zipfile(content):  # else torch tries a format of old, without a check
             raise ValueError("no zip archive")
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # says nothing about the file
-        raise
+        content.seek(0)
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # which are RuntimeErrors too
     except (
-        OSError,
+        FileNotFoundError,
         RuntimeError,
         ValueError,
         TypeError,

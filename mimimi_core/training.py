@@ -159,10 +159,10 @@ class Training:
         cls, path: Path, pack: Pack, device: torch.device | None = None
     ) -> "Training":
         """A training as `save` left it, settings and objective included."""
-        state = checkpoint.load(path, torch.device("cpu"))
+        state = checkpoint.load(path)
         config = TrialConfig.from_params(state["params"])
         training = cls(config, pack, device, state["objective"])
-        training.restore(path)
+        training._take(state, path)
         return training
 
     @property
@@ -334,10 +334,13 @@ class Training:
         """Continue where `save` left off; returns the metrics it was given.
 
         Raises:
-            CheckpointError: The file is unreadable.
+            CheckpointError: The file is missing or damaged.
             OtherTrainingError: It is of other settings, clips or another objective.
         """
-        state: dict[str, Any] = checkpoint.load(path, self.device)
+        return self._take(checkpoint.load(path), path)
+
+    def _take(self, state: dict[str, Any], path: Path) -> dict[str, float]:
+        """As `restore`, of what was read from the file: tensors on the CPU, which are copied."""
         identity = self._identity()
         stored = {key: state.get(key) for key in identity}
         with suppress(ConfigError):  # of another version, which the differences tell

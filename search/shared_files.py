@@ -17,8 +17,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -186,21 +185,25 @@ class SharedFiles:
 
         self._patiently(f"write {name}", write, patience_s)
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[Path]:
-        """A file as it is now; the path does not exist if nobody wrote it.
+    def read(self, name: str, load: Callable[[Path], _Result]) -> _Result:
+        """What `load` makes of a file as it is now; the path does not exist if nobody wrote it.
+
+        `load` is called again after an OSError, so it must change nothing before it has read.
 
         Raises:
-            SharedFilesError: The store refuses, or there is no temporary folder, for as long as it
-                is waited for.
+            SharedFilesError: The storage refuses, or there is no temporary folder, for as long as
+                it is waited for.
         """
-        if self._folder:
-            yield Path(name)
-            return
-        with self._patiently(f"read {name}", tempfile.TemporaryDirectory) as scratch:
-            path = Path(scratch, PurePosixPath(name).name)
-            self._patiently(f"read {name}", lambda: self._copy(name, path))
-            yield path
+
+        def read() -> _Result:
+            if self._folder:
+                return load(Path(name))
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch, PurePosixPath(name).name)
+                self._copy(name, path)
+                return load(path)
+
+        return self._patiently(f"read {name}", read)
 
     def delete(self, name: str) -> None:
         """Delete a folder and all below it; a refusal leaves rubbish and is only logged."""

@@ -94,14 +94,12 @@ def open_training(
     files = _files(config)
     pack = open_pack(files.fetch(config["pack"]))
     training = Training(trial_config, pack, objective=config["objective"], crops=crops)
-    with files.reading(f"{config['checkpoint']}/{CHECKPOINT}") as path:
-        if not path.exists():
-            return training, {}
-        try:
-            return training, training.restore(path)
-        except CheckpointError as error:  # cut short, or of a study that had this name and is gone
-            logger.warning("begins anew: %s", error)
-            return training, {}
+    name = f"{config['checkpoint']}/{CHECKPOINT}"
+    try:
+        return training, files.read(name, lambda p: training.restore(p) if p.exists() else {})
+    except CheckpointError as error:  # cut short, or of a study that had this name and is gone
+        logger.warning("begins anew: %s", error)
+        return training, {}
 
 
 def finished_training(files: SharedFiles, state: str, pack: Pack) -> Training:
@@ -110,15 +108,14 @@ def finished_training(files: SharedFiles, state: str, pack: Pack) -> Training:
     Raises:
         SharedFilesError: Its state cannot be read, or is gone.
     """
-    with files.reading(state) as path:
-        try:
-            return Training.from_checkpoint(path, pack)
-        except CheckpointError as error:
-            raise SharedFilesError(
-                f"{files.root} must hold {state}, the state of a finished training, and it is "
-                "missing, cut short or another's: put it back, or choose another --study to "
-                "search anew"
-            ) from error
+    try:
+        return files.read(state, lambda path: Training.from_checkpoint(path, pack))
+    except CheckpointError as error:
+        raise SharedFilesError(
+            f"{files.root} must hold {state}, the state of a finished training, and it is "
+            "missing, cut short or another's: put it back, or choose another --study to "
+            "search anew"
+        ) from error
 
 
 def save_training(training: Training, metrics: dict[str, float], config: Mapping[str, Any]) -> None:

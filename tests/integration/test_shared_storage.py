@@ -102,11 +102,9 @@ def test_s3_keeps_what_is_written(s3: S3Server, pack: Path) -> None:
     assert sum(r.n_bytes for r in s3.reads("basics/packs")) == pack.stat().st_size
     state = files.name("s", "checkpoints", "fan", "00000")
     files.write(f"{state}/state.pt", write_state)
-    with files.reading(f"{state}/state.pt") as path:
-        assert path.read_bytes() == b"state"
+    assert files.read(f"{state}/state.pt", Path.read_bytes) == b"state"
     files.delete(state)
-    with files.reading(f"{state}/state.pt") as path:
-        assert not path.exists()
+    assert not files.read(f"{state}/state.pt", Path.exists)
 
 
 def test_a_write_that_s3_refuses_is_not_taken_for_done(s3: S3Server) -> None:
@@ -269,6 +267,5 @@ def test_a_state_costs_few_requests(s3: S3Server) -> None:
         path.write_bytes(bytes(2_000_000))
 
     files.write(name, save)
-    with files.reading(name) as path:
-        assert path.stat().st_size == 2_000_000
+    assert len(files.read(name, Path.read_bytes)) == 2_000_000
     assert Counter(r.method for r in s3.requests) == {"PUT": 1, "HEAD": 1, "GET": 1}

@@ -1,3 +1,5 @@
+import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ STATE: dict[str, Any] = {
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "state.pt"
     checkpoint.save(STATE, path)
-    loaded = checkpoint.load(path, CPU)
+    loaded = checkpoint.load(path)
     assert loaded["params"] == STATE["params"]
     assert loaded["epoch"] == 3
     for name, tensor in STATE["network"].items():
@@ -43,7 +45,7 @@ def test_a_failure_half_way_leaves_the_old_state(
     monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(STATE | {"epoch": 4}, path)
-    assert checkpoint.load(path, CPU)["epoch"] == 3
+    assert checkpoint.load(path)["epoch"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
@@ -51,7 +53,7 @@ def test_a_state_replaces_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     for epoch in (1, 2):
         checkpoint.save(STATE | {"epoch": epoch}, path)
-    assert checkpoint.load(path, CPU)["epoch"] == 2
+    assert checkpoint.load(path)["epoch"] == 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999])
@@ -61,7 +63,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, share: float) -> No
     raw = path.read_bytes()
     path.write_bytes(raw[: int(share * len(raw))])
     with pytest.raises(CheckpointError, match=r"state\.pt is no readable checkpoint"):
-        checkpoint.load(path, CPU)
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize("content", [b"not a checkpoint at all", b"\x80", b"RIFF" + bytes(100)])
@@ -69,12 +71,42 @@ def test_any_other_file_is_refused_by_name(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "state.pt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"state\.pt is no readable checkpoint"):
-        checkpoint.load(path, CPU)
+        checkpoint.load(path)
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.pt is no readable checkpoint"):
-        checkpoint.load(tmp_path / "nothing.pt", CPU)
+        checkpoint.load(tmp_path / "nothing.pt")
+
+
+def test_a_file_that_storage_does_not_give_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.save(STATE, path)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(io, "open", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_device_that_fails_is_not_told_as_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError]
+) -> None:
+    """Raised by hand."""
+    path = tmp_path / "state.pt"
+    checkpoint.save(STATE, path)
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise kind("CUDA error")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(kind, match="CUDA error"):
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
@@ -106,10 +138,21 @@ def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "state.pt", tmp_path / "trace"
     torch.save({"epoch": _Payload(trace)}, path)
     with pytest.raises(CheckpointError, match=r"state\.pt is no readable checkpoint"):
-        checkpoint.load(path, CPU)
+        checkpoint.load(path)
     assert not trace.exists()
     torch.load(path, weights_only=False)
     assert trace.exists()  # it would have run
+
+
+def test_a_training_reads_its_checkpoint_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pack = tmp_path / "state.pt", tone_pack(2, 8, 6)
+    Training(tiny_config(), pack, CPU).save(path, {})
+    read, load = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda *args: read.append(args) or load(*args))
+    Training.from_checkpoint(path, pack, CPU)
+    assert len(read) == 1
 
 
 def test_a_checkpoint_from_before_a_setting_existed_is_of_its_default(
@@ -118,7 +161,7 @@ def test_a_checkpoint_from_before_a_setting_existed_is_of_its_default(
     path, pack = tmp_path / "state.pt", tone_pack(2, 8, 6)
     training = Training(tiny_config(patience=2), pack, CPU)
     training.save(path, {})
-    state = checkpoint.load(path, CPU)
+    state = checkpoint.load(path)
     for name in ("train.weight_decay", "frontend.normalization"):
         del state["params"][name]
     checkpoint.save(state, path)

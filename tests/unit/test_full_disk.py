@@ -89,7 +89,7 @@ def test_a_checkpoint_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No space left on device"):
             checkpoint.save({"weights": torch.zeros(20_000)}, path)
         assert sorted(p.name for p in disk.place.iterdir()) == ["ballast", "state.pt"]
-        assert checkpoint.load(path, torch.device("cpu"))["weights"].sum() == 1000
+        assert checkpoint.load(path)["weights"].sum() == 1000
 
 
 def test_a_trial_without_room_trains_on_and_is_given_up_at_its_end(

@@ -41,7 +41,7 @@ def with_seeds(config: TrialConfig, seeds: Sequence[int] = SEEDS) -> list[Traini
 def state_of(training: Training, folder: Path) -> dict[str, Any]:
     """What its checkpoint holds."""
     training.save(folder / "compared.pt", {})
-    return checkpoint.load(folder / "compared.pt", CPU)
+    return checkpoint.load(folder / "compared.pt")
 
 
 def train_to_the_end(trainings: list[Training]) -> list[dict[str, float]]:

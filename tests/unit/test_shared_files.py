@@ -1,5 +1,6 @@
 """Packs and checkpoints that all nodes share: in a folder, in a store, in one that refuses."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,8 +46,7 @@ def writes(content: bytes) -> Callable[[Path], None]:
 
 
 def read(files: SharedFiles, name: str) -> bytes | None:
-    with files.reading(name) as path:
-        return path.read_bytes() if path.exists() else None
+    return files.read(name, lambda path: path.read_bytes() if path.exists() else None)
 
 
 def make(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> SharedFiles:
@@ -144,10 +144,26 @@ def test_a_store_that_refuses_for_good_is_given_up(
     with pytest.raises(SharedFilesError, match=r"refused for 0 s: AWS Error SLOW_DOWN during"):
         files.write("x/state.pt", writes(b"state"), patience_s=0.0)
     assert clock.now == PATIENCE_S
-    with pytest.raises(SharedFilesError, match=r"read x/state\.pt"), files.reading("x/state.pt"):
-        pass
+    with pytest.raises(SharedFilesError, match=r"read x/state\.pt"):
+        read(files, "x/state.pt")
     with pytest.raises(SharedFilesError, match=r"look for packs/fan-0\.arrow"):
         files.fetch("packs/fan-0.arrow")
+
+
+def test_a_folder_that_refuses_is_asked_again(tmp_path: Path, clock: Clock) -> None:
+    files = SharedFiles(tmp_path)
+    name = files.name("s", "state.pt")
+    files.write(name, writes(b"state"))
+    tried = []
+
+    def look(path: Path) -> bytes:
+        tried.append(path)
+        if len(tried) < 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return path.read_bytes()
+
+    assert files.read(name, look) == b"state"
+    assert clock.pauses == [1, 2]
 
 
 def test_a_pack_that_somebody_deleted_is_said(files: SharedFiles, store: Faulty) -> None:

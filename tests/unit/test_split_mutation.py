@@ -27,7 +27,7 @@ from search.fresh_seeds import train_seeds
 from search.launch import checkpoint_name, worker_config
 from search.shared_files import SharedFiles
 from search.trainable import CHECKPOINT, TrialRunner
-from tests.model_fixtures import CPU, resplit, tone_pack
+from tests.model_fixtures import resplit, tone_pack
 from tests.study_fixtures import new_study
 
 Patch = pytest.MonkeyPatch
@@ -112,7 +112,7 @@ def timeless(metrics: dict[str, float]) -> dict[str, float]:
 
 def weights(folder: str) -> dict[str, bytes]:
     """The bits of a saved network."""
-    state = checkpoint.load(Path(folder, CHECKPOINT), CPU)
+    state = checkpoint.load(Path(folder, CHECKPOINT))
     return {name: tensor.numpy().tobytes() for name, tensor in state["network"].items()}
 
 

@@ -1,5 +1,8 @@
 """A trial on a worker whose storage or device fails it, and one that goes on on another worker."""
 
+import errno
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,79 @@ def test_a_trial_whose_checkpoint_is_cut_short_begins_anew(
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("begins anew: ")
     assert TrialRunner(config).step()["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: CUDA out of memory"),
+        (torch.AcceleratorError("CUDA error: launch failure"), None),  # ends the worker
+    ],
+)
+def test_a_device_that_fails_while_a_state_is_restored_leaves_the_state_alone(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str | None
+) -> None:
+    """Raised by hand: no GPU was broken for it."""
+    gone = TrialRunner(config)
+    assert [gone.step()["epoch"] for _ in range(2)] == [1, 2]
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        if reason:
+            assert TrialRunner(config).step()["failure"] == reason
+        else:
+            with pytest.raises(type(error), match="launch failure"):
+                TrialRunner(config).step()
+    assert TrialRunner(config).step()["epoch"] == 2
+
+
+@pytest.fixture
+def in_a_folder(config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The same trial, its files in a folder."""
+    files = SharedFiles(tmp_path / "out")
+    (pack,) = (tmp_path / "out" / "packs").iterdir()
+    name = files.name("s", "checkpoints", "fan", "00000")
+    return {**config, "files": files.root, "pack": str(pack), "checkpoint": name}
+
+
+@pytest.mark.parametrize("refused", ["open", "stat"])
+def test_a_folder_that_refuses_for_a_while_loses_no_epoch(
+    in_a_folder: dict[str, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    gone = TrialRunner(in_a_folder)
+    assert [gone.step()["epoch"] for _ in range(2)] == [1, 2]
+    refuse_state(monkeypatch, refused, n=2)
+    assert TrialRunner(in_a_folder).step()["epoch"] == 2
+    assert clock.pauses == [1, 2]
+
+
+@pytest.mark.parametrize("refused", ["open", "stat"])
+def test_a_folder_that_refuses_for_good_is_an_error_of_the_worker(
+    in_a_folder: dict[str, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    gone = TrialRunner(in_a_folder)
+    gone.step()
+    refuse_state(monkeypatch, refused, n=FOR_EVER)
+    with pytest.raises(SharedFilesError, match=r"read .*state\.pt, but .* Stale file handle"):
+        TrialRunner(in_a_folder).step()
+    assert clock.now == PATIENCE_S
+
+
+def refuse_state(monkeypatch: pytest.MonkeyPatch, doing: str, n: int) -> None:
+    """Have the next `n` attempts to open a state, or to look for one, find its folder stale."""
+    owner: Any = io if doing == "open" else os
+    ask, left = getattr(owner, doing), [n]
+
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
+        if str(path).endswith(CHECKPOINT) and left[0] > 0:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return ask(path, *args, **options)
+
+    monkeypatch.setattr(owner, doing, refuse)
 
 
 def test_a_store_that_refuses_for_a_while_costs_no_trial(
