@@ -32,6 +32,7 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         """Remember the configuration; building waits for the first step, where it may fail."""
         self._training: Training | None = None
+        torch.cuda.empty_cache()  # of the trial before: no other process could have its memory
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serve the next trial in this process."""

@@ -1,8 +1,10 @@
 """A trial on a worker whose storage or device fails it, and one that goes on on another worker."""
 
 import errno
+import gc
 import io
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,26 @@ def test_a_device_that_fails_while_a_state_is_restored_leaves_the_state_alone(
             with pytest.raises(type(error), match="launch failure"):
                 TrialRunner(config).step()
     assert TrialRunner(config).step()["epoch"] == 2
+
+
+def test_memory_of_a_gpu_is_given_back_once_nothing_lives_of_the_trial_before(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = TrialRunner(config)
+    runner.step()
+    assert runner._training
+    parts = (runner._training, runner._training.network, runner._training.optimizer)
+    before, n_alive = [weakref.ref(part) for part in parts], []
+    del parts
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: n_alive.append(sum(x() is not None for x in before))
+    )
+    gc.disable()  # as if it came later
+    try:
+        runner.reset_config({**config, "checkpoint": "other"})
+    finally:
+        gc.enable()
+    assert n_alive == [0]
 
 
 @pytest.fixture
