@@ -7,7 +7,9 @@ own metrics, patience and checkpoint, as if it were alone.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from mimimi_core.precision import autocast
 from mimimi_core.training import NonFiniteLossError, Training, build_optimizer, set_lr
 
 Tensors = dict[str, Tensor]
+Outcome = dict[str, float] | NonFiniteLossError | torch.OutOfMemoryError
 _STEP = "step"  # of Adam's state the one tensor that all have in common
 
 
@@ -32,41 +35,57 @@ def can_fuse(config: TrialConfig) -> bool:
     return network.kind == "deep_encoder" and not network.bias and not config.train.compile
 
 
-def run_epoch(trainings: Sequence[Training]) -> list[dict[str, float] | NonFiniteLossError]:
+def run_epoch(trainings: Sequence[Training]) -> list[Outcome]:
     """What `Training.run_epoch` of each returns or raises, all steps having been taken together.
 
     Losses, weights and statistics are those of separate trainings up to the rounding of sums that
     a grouped convolution adds in another order; what is drawn is the same bit for bit. One training
-    alone is stepped as always. If memory does not suffice for all, halves of them take turns.
+    alone is stepped as always. If memory does not suffice for all, halves of them take turns; for
+    whom it does not suffice alone, the error is the outcome, and the others have theirs.
 
     Args:
         trainings: Equal but for `train.seed`, all after the same epoch, none of them done.
 
     Raises:
         ValueError: They are not equal.
-        torch.OutOfMemoryError: Not even one fits.
+        torch.OutOfMemoryError: What was learned together does not fit once more; no training is
+            of any use then.
     """
+    if len(trainings) == 1:
+        return [_outcome_of(trainings[0].run_epoch)]
     losses = _try_steps(trainings)
     if losses is None:
         middle = len(trainings) // 2
         return run_epoch(trainings[:middle]) + run_epoch(trainings[middle:])
-    outcomes: list[dict[str, float] | NonFiniteLossError] = []
-    for training, loss in zip(trainings, losses, strict=True):
-        try:
-            outcomes.append(training.finish_epoch(loss))
-        except NonFiniteLossError as error:
-            outcomes.append(error)
-    return outcomes
+    return [
+        _outcome_of(partial(training.finish_epoch, loss))
+        for training, loss in zip(trainings, losses, strict=True)
+    ]
+
+
+def _outcome_of(act: Callable[[], dict[str, float]]) -> Outcome:
+    try:
+        return act()
+    except (NonFiniteLossError, torch.OutOfMemoryError) as error:
+        return error.with_traceback(None)  # whose frames would keep the memory
+
+
+class _Stack(NamedTuple):
+    """Several trainings after an epoch's steps: what they learned, and their mean losses `(S,)`."""
+
+    parameters: Tensors
+    buffers: Tensors
+    optimizer: torch.optim.AdamW
+    losses: Tensor
 
 
 def _try_steps(trainings: Sequence[Training]) -> Tensor | None:
-    """Mean losses `(S,)`; None if several do not fit into memory, all being as they were before."""
-    if len(trainings) == 1:
-        return trainings[0].train_steps()[None]
+    """Mean losses `(S,)`; None if they do not fit into memory, all being as they were before."""
     try:
-        return train_steps(trainings)
+        stack = _take_steps(trainings)
     except torch.OutOfMemoryError:
         return None
+    return _hand_out(stack, trainings)
 
 
 def train_steps(trainings: Sequence[Training]) -> Tensor:
@@ -77,6 +96,11 @@ def train_steps(trainings: Sequence[Training]) -> Tensor:
     Raises:
         ValueError: The trainings are not equal but for their seeds, or not equally far.
     """
+    return _hand_out(_take_steps(trainings), trainings)
+
+
+def _take_steps(trainings: Sequence[Training]) -> _Stack:
+    """The steps of an epoch, on copies of the trainings."""
     first = trainings[0]
     _require_equal(trainings)
     for training in trainings:
@@ -99,9 +123,7 @@ def train_steps(trainings: Sequence[Training]) -> Tensor:
         losses.sum().backward()  # type: ignore[no-untyped-call]  # no network is in another's loss
         optimizer.step()
         total += losses.detach() * target.shape[1]
-    for index, training in enumerate(trainings):
-        _unstack(training, index, parameters, buffers, optimizer)
-    return total / len(first.batches.clips)
+    return _Stack(parameters, buffers, optimizer, total / len(first.batches.clips))
 
 
 def _require_equal(trainings: Sequence[Training]) -> None:
@@ -136,23 +158,24 @@ def _stack_optimizers(trainings: Sequence[Training], parameters: Tensors) -> tor
     return optimizer
 
 
+def _hand_out(stack: _Stack, trainings: Sequence[Training]) -> Tensor:
+    """Bring each training to where its part of the stack is; returns their mean losses."""
+    for index, training in enumerate(trainings):
+        _unstack(stack, index, training)
+    return stack.losses
+
+
 @torch.no_grad()
-def _unstack(
-    training: Training,
-    index: int,
-    parameters: Tensors,
-    buffers: Tensors,
-    optimizer: torch.optim.AdamW,
-) -> None:
+def _unstack(stack: _Stack, index: int, training: Training) -> None:
     """Bring one training's network and optimiser to where the stacked ones are."""
     assert training.optimizer
-    for name, stacked in parameters.items():
+    for name, stacked in stack.parameters.items():
         own = training.loss.get_parameter(name)
         own.copy_(stacked[index])
         training.optimizer.state[own] = {  # laid out as the parameter, which the optimiser asks for
             key: x.clone() if key == _STEP else torch.empty_like(own).copy_(x[index])
-            for key, x in optimizer.state[stacked].items()
+            for key, x in stack.optimizer.state[stacked].items()
         }
-    for name, stacked in buffers.items():
+    for name, stacked in stack.buffers.items():
         training.loss.get_buffer(name).copy_(stacked[index])
-    set_lr(training.optimizer, optimizer.param_groups[0]["lr"])
+    set_lr(training.optimizer, stack.optimizer.param_groups[0]["lr"])

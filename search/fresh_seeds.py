@@ -14,7 +14,7 @@ import torch
 
 from mimimi_core.config import TrialConfig
 from mimimi_core.fused import can_fuse, run_epoch
-from mimimi_core.training import NonFiniteLossError, Training
+from mimimi_core.training import Training
 from search.failures import reason_of
 from search.hangs import alarm
 from search.searcher import Config
@@ -75,7 +75,7 @@ def train_seeds(configs: Sequence[Config], hang_s: float, gpu: float) -> list[di
                 outcomes = run_epoch([trainings[i] for i in group])
             for i, outcome in zip(group, outcomes, strict=True):
                 with _failures_of([i], failures):
-                    if isinstance(outcome, NonFiniteLossError):
+                    if isinstance(outcome, Exception):
                         raise outcome
                     metrics[i] = outcome
                     save_training(trainings[i], outcome, configs[i])

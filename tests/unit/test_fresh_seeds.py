@@ -11,6 +11,7 @@ import torch
 from mimimi_core import fused
 from mimimi_core.clips import find_clips
 from mimimi_core.pack import pack_clips
+from mimimi_core.training import Training
 from search import fresh_seeds, trainable
 from search.fresh_seeds import gpu_of, seeds_at_once, train_seeds
 from search.shared_files import SharedFilesError
@@ -125,6 +126,27 @@ def test_a_seed_that_fails_does_so_alone(
     assert second["failure"].startswith("non-finite: train_loss is nan in epoch 1")
     assert not (tmp_path / str(SEEDS[1])).exists()
     assert third.keys() == {"objective", "metrics", "seconds"}
+
+
+def test_what_others_reached_is_kept_where_memory_does_not_suffice_for_one(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Training.train_steps
+
+    def refuse(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def refuse_the_last(training: Training) -> torch.Tensor:
+        if training.config.train.seed == SEEDS[2]:
+            refuse()
+        return steps(training)
+
+    monkeypatch.setattr(fused, "functional_call", refuse)  # so that they take turns
+    monkeypatch.setattr(Training, "train_steps", refuse_the_last)
+    first, second, third = train_seeds(configs(pack, tmp_path), **ALWAYS)
+    for note in (first, second):
+        assert note.keys() == {"objective", "metrics", "seconds"}
+    assert third == {"failure": "out of memory: CUDA out of memory"}
 
 
 def test_a_worker_that_was_lost_between_two_checkpoints_goes_on(

@@ -200,6 +200,44 @@ def test_what_does_not_fit_into_memory_takes_turns(
     assert_same(together, alone, tmp_path, close=0.0)
 
 
+def test_whom_memory_does_not_suffice_for_alone_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(AUGMENT_ALL)
+    alone, together = with_seeds(config), with_seeds(config)
+    expected = [training.run_epoch() for training in alone]
+
+    def refuse(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fused, "functional_call", refuse)
+    monkeypatch.setattr(together[1], "train_steps", refuse)
+    monkeypatch.setattr(together[2], "_val_metrics", refuse)
+    first, second, third = fused.run_epoch(together)
+    assert first == expected[0]
+    for failed in (second, third):
+        assert isinstance(failed, torch.OutOfMemoryError)
+        assert failed.__traceback__ is None  # it would keep what memory there is
+    assert_same(together[:1], alone[:1], tmp_path, close=0.0)
+
+
+def test_nobody_takes_an_epoch_twice_where_memory_ends_after_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    together, unstack, n_before = with_seeds(tiny_config()), fused._unstack, 1
+
+    def refuse_the_second(*args: Any) -> None:
+        nonlocal n_before
+        n_before -= 1
+        if n_before < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        unstack(*args)
+
+    monkeypatch.setattr(fused, "_unstack", refuse_the_second)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        fused.run_epoch(together)
+
+
 def test_one_alone_is_trained_as_always() -> None:
     (alone,), together = with_seeds(tiny_config(), (4,)), with_seeds(tiny_config(), (4,))
     assert fused.run_epoch(together) == [alone.run_epoch()]
