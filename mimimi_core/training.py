@@ -292,8 +292,10 @@ class Training:
         Of a classifier, the mean log softmax; compare within one network.kind and head only. Needs
         no anomaly, and unlike `id_swap_auc` does not saturate where plain clips are all told
         apart. The augmentations are the training's own but mixing, or white noise on every
-        crop where it has none; crops and chances are the same in every epoch and training. Mild
-        augmentations are easier to bear, so trials that differ in them compare with a bias.
+        crop where it has none. The crops are the same in every epoch and in all trainings with
+        the same frames, what is drawn to augment them in every epoch and in those that augment
+        alike. Mild augmentations are easier to bear, so trials that differ in them compare with a
+        bias.
         """
         clips = held_out_normals(self.pack)
         if not len(clips):
@@ -304,14 +306,15 @@ class Training:
         config = self.config.augment
         if not (config.noise or config.mask or config.shift):
             config = AugmentConfig(noise=True, noise_p=1.0)
-        generator = torch.Generator(self.device).manual_seed(0)
+        for_crops = torch.Generator(self.device).manual_seed(0)
+        for_augmenting = torch.Generator(self.device).manual_seed(1)
         chosen = torch.from_numpy(np.tile(clips, _LIKELIHOOD_CROPS)).to(self.device)
         self.network.eval()
         total = 0.0
         with torch.inference_mode():
             for part in torch.split(chosen, WINDOWS_PER_BATCH):
-                crops = self.crops.random(part, generator)
-                features = self.batches.features(crops, config, generator)
+                crops = self.crops.random(part, for_crops)
+                features = self.batches.features(crops, config, for_augmenting)
                 with autocast(self.device, self.bf16):
                     nll = self.network.nll(features)
                 total += float(nll.gather(1, self.batches.ids[part][:, None]).double().sum())

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +195,30 @@ def test_likelihood_draws_the_same_every_time(pack: Pack, augment: AugmentConfig
     torch.manual_seed(2)
     assert training.normal_log_likelihood() == first
     assert first < 0
+
+
+def test_likelihood_is_of_the_same_crops_whatever_augments_them(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mimimi_core.training.WINDOWS_PER_BATCH", 16)  # three parts
+
+    def drawn(augment: AugmentConfig) -> list[torch.Tensor]:
+        training = Training(tiny_config(augment), pack, CPU)
+        found, random = [], training.crops.random
+
+        def keep(*args: Any) -> torch.Tensor:
+            found.append(random(*args))
+            return found[-1]
+
+        monkeypatch.setattr(training.crops, "random", keep)
+        training.normal_log_likelihood()
+        return found
+
+    plain = drawn(AugmentConfig())
+    assert len(plain) == 3
+    for augment in (AUGMENT_ALL, AugmentConfig(mask=True), AugmentConfig(shift=True)):
+        for mine, theirs in zip(drawn(augment), plain, strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_likelihood_is_harder_under_the_trainings_own_augmentations(pack: Pack) -> None:
