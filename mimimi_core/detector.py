@@ -57,6 +57,7 @@ class Detector:
         trained_on: uint64 `(n,)` digests of the clips that trained the members, see
             `Pack.digests`; empty where nobody knows, as of detectors saved before it was kept.
         untrained_ids: Those of the ids that no such clip was of, so that no score of theirs counts.
+        device: Where to score; the first GPU or the CPU by default.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Detector:
         thresholds: dict[str, Threshold | None],
         trained_on: np.ndarray | None = None,
         untrained_ids: Sequence[str] = (),
+        device: torch.device | None = None,
     ) -> None:
         if not members or (len(members) > 1 and any(member.scale is None for member in members)):
             raise ValueError("a detector needs a network, or several that each have a scale")
@@ -76,10 +78,13 @@ class Detector:
         self.thresholds = thresholds
         self.trained_on = np.empty(0, np.uint64) if trained_on is None else trained_on
         self.untrained_ids = tuple(untrained_ids)
-        self.device = pick_device()
         self.members = tuple(members)
+        self._move(device or pick_device())
+
+    def _move(self, device: torch.device) -> None:
+        self.device = device
         for member in self.members:
-            member.network.to(self.device).eval()
+            member.network.to(device).eval()
 
     @property
     def judged_ids(self) -> tuple[str, ...]:
@@ -128,8 +133,8 @@ class Detector:
         temporary.replace(folder / SETTINGS)
 
     @classmethod
-    def load(cls, folder: Path) -> "Detector":
-        """Read what `save` wrote.
+    def load(cls, folder: Path, device: torch.device | None = None) -> "Detector":
+        """Read what `save` wrote, to score on a device as above.
 
         Raises:
             DetectorError: A file is missing or damaged.
@@ -151,16 +156,19 @@ class Detector:
                 machine_id: Threshold(**saved[machine_id]) if saved[machine_id] else None
                 for machine_id in machine_ids
             }
-            return cls(
+            detector = cls(
                 members=members,
                 machine_type=settings["machine_type"],
                 machine_ids=machine_ids,
                 thresholds=thresholds,
                 trained_on=digests.numpy().view(np.uint64),
                 untrained_ids=settings.get("untrained_ids", ()),
+                device=torch.device("cpu"),
             )
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DetectorError(f"{folder} holds no readable detector: {error}") from error
+        detector._move(device or pick_device())  # a device that is full is no damage
+        return detector
 
     def score(self, waveforms: Sequence[np.ndarray], machine_id: str) -> np.ndarray:
         """Anomaly scores float64 `(n,)` of int16 waveforms `(N,)` at the detector's sample rate.

@@ -127,7 +127,8 @@ def conclude(
     version, decision = None, Decision(promoted=False, reason="--promote never")
     if mode == "auto":
         version = _register(study, pack, winner, evaluation, model_folder, tracker, registry, tags)
-        candidate = Candidate(Detector.load(model_folder), pack, evaluation.test_scores)
+        detector = Detector.load(model_folder, torch.device("cpu"))  # a worker has scored with it
+        candidate = Candidate(detector, pack, evaluation.test_scores)
         decision = challenge(
             registry,
             study.machine_type,

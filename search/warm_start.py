@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from mimimi_core.detector import Detector, DetectorError
 from search.registry import Registry
 from search.space import DEFAULTS
@@ -39,7 +41,8 @@ def _champion(registry: Registry, machine_type: str) -> list[Offer]:
     origin = f"champion of {machine_type}, version {champion[0]}"
     try:
         with TemporaryDirectory() as folder:
-            detector = Detector.load(registry.download(machine_type, champion[0], Path(folder)))
+            path = registry.download(machine_type, champion[0], Path(folder))
+            detector = Detector.load(path, torch.device("cpu"))  # only its settings are read
     except (DetectorError, TrackingError) as error:
         logger.warning("no warm start from the %s: %s", origin, error)
         return []

@@ -1,6 +1,7 @@
 """What a search begins with, from a real registry."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,19 @@ def test_the_paper_then_the_own_champion_then_others(tmp_path: Path) -> None:
         "the paper's setting",
         "champion of fan, version 1",
     ]
+
+
+def test_who_reads_a_champion_s_settings_takes_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_detector().save(tmp_path)
+    registry = SimpleNamespace(
+        champion=lambda machine_type: (1, {}),
+        machine_types=lambda: ["fan"],
+        download=lambda *args: tmp_path,
+    )
+    monkeypatch.setattr("mimimi_core.detector.pick_device", lambda: pytest.fail("took a device"))
+    assert len(offers(registry, "fan", 0)) == 2
 
 
 def test_more_than_a_page_of_types_is_read(tmp_path: Path) -> None:

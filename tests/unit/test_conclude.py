@@ -226,6 +226,16 @@ def test_a_registry_that_lacks_the_version_gets_it(
     assert len(tested) == 3
 
 
+def test_a_winner_that_a_worker_has_scored_with_takes_no_device_here(
+    study: TypeStudy,
+    tested: list[Sequence[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mimimi_core.detector.pick_device", lambda: pytest.fail("took a device"))
+    assert end(study, tmp_path, top=0, store=Store())["promoted"]
+
+
 def test_a_new_winner_leaves_no_file_of_the_one_before(
     study: TypeStudy, tested: list[Sequence[str]], tmp_path: Path
 ) -> None:

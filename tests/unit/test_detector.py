@@ -17,7 +17,7 @@ from mimimi_core.network import build_network
 from mimimi_core.scoring import Threshold
 from search.conclude import _write
 from tests.audio_fixtures import noise
-from tests.model_fixtures import NETWORK, tiny_config, tone_pack
+from tests.model_fixtures import CPU, NETWORK, tiny_config, tone_pack
 
 IDS = ("id_00", "id_02", "id_04")
 NAMES = ("detector.json", "weights.safetensors")
@@ -146,6 +146,25 @@ def test_a_model_of_before_ensembles_is_read(detector: Detector, folder: Path) -
     np.testing.assert_array_equal(
         Detector.load(folder).score(WAVEFORMS, "id_00"), detector.score(WAVEFORMS, "id_00")
     )
+
+
+def test_a_device_without_memory_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised by hand: no GPU was filled for it."""
+
+    move = torch.nn.Module.to
+
+    def refuse(network: torch.nn.Module, *args: Any, **options: Any) -> torch.nn.Module:
+        if torch.device("cuda") in args:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return move(network, *args, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "to", refuse)
+    monkeypatch.setattr(module, "pick_device", lambda: torch.device("cuda"))
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        Detector.load(folder)
+    assert Detector.load(folder, CPU).device == CPU
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
