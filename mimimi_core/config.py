@@ -155,6 +155,12 @@ class NetworkConfig:
             _require(
                 getattr(self, name) >= 1, f"network.{name}", "must be >= 1", getattr(self, name)
             )
+        height, width = self.kernel_height_early, self.kernel_width_early
+        rule = (
+            "must be > 1 where network.kernel_width_early is 1: on a CPU the gradient of a strided "
+            "1 x 1 convolution of one or two channels corrupts memory (oneDNN issue 6035)"
+        )
+        _require(max(height, width) > 1, "network.kernel_height_early", rule, height, ConflictError)
         _require(
             self.attention_expansion >= 1,
             "network.attention_expansion",

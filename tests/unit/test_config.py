@@ -154,6 +154,15 @@ def test_a_bad_value_is_refused_by_name_rule_and_value(name: str, value: Any, ru
     assert message.endswith(f"got {value!r}")
 
 
+def test_an_early_kernel_of_a_single_point_is_refused() -> None:
+    """It would take the process with it, now and then."""
+    params = {"network.kernel_height_early": 1, "network.kernel_width_early": 1}
+    with pytest.raises(ConflictError, match=r"^network\.kernel_height_early must be > 1 where net"):
+        TrialConfig.from_params(params)
+    for name in params:
+        TrialConfig.from_params({name: 1})
+
+
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrialConfig().train.lr = 1.0  # type: ignore[misc]
