@@ -228,7 +228,9 @@ class AugmentConfig:
 
     mixing: bool = False  # linear combination of ids with a KL target (Giri et al. 2020)
     mixing_p: float = 0.5
-    mixing_alpha: float = 1.0  # concentration of the Dirichlet weights; small = nearly one id
+    # Concentration of the Dirichlet weights; small = nearly one id. Below 0.1 all weights of a crop
+    # may be drawn too near 0 to be told apart, which mixes evenly.
+    mixing_alpha: float = 1.0
     mask: bool = False  # spectral masking: bands of bins set to 0 (Park et al. 2019)
     mask_p: float = 0.5
     mask_bands: int = 2
@@ -244,7 +246,8 @@ class AugmentConfig:
         for name in ("mixing_p", "mask_p", "noise_p", "shift_p"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"augment.{name}", "must be in 0..1", value)
-        _require(self.mixing_alpha > 0, "augment.mixing_alpha", "must be > 0", self.mixing_alpha)
+        alpha = self.mixing_alpha
+        _require(alpha >= 0.1, "augment.mixing_alpha", "must be >= 0.1", alpha)
         _require(self.noise_level > 0, "augment.noise_level", "must be > 0", self.noise_level)
         for name in ("mask_bands", "mask_width", "shift_bins"):
             value = getattr(self, name)

@@ -77,6 +77,16 @@ def test_mixing_weights_sum_to_one_and_leave_absent_ids_out(alpha: float) -> Non
     assert (weights[:, [0, 2, 3]].max(dim=0).values > 0.5).all()
 
 
+def test_the_smallest_concentration_mixes_nearly_one_id() -> None:
+    for n_ids in (2, 4):
+        ids = torch.zeros(100_000, dtype=torch.int64)
+        present = torch.ones(n_ids, dtype=torch.bool)
+        weights = augment.mixing_weights(ids, present, 1.0, 0.1, _generator())
+        AugmentConfig(mixing_alpha=0.1)
+        is_even = weights.max(dim=1).values < 1.01 / n_ids
+        assert is_even.float().mean() < 0.01
+
+
 def test_mixing_weights_are_dirichlets() -> None:
     """Mean 1 / K and variance (K - 1) / K^2 / (K alpha + 1) of each of K weights."""
     for alpha in (0.3, 1.0, 8.0):
