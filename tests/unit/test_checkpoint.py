@@ -109,21 +109,6 @@ def test_a_device_that_fails_is_not_told_as_a_damaged_file(
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
-def test_a_device_that_fails_is_not_taken_for_a_bad_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError]
-) -> None:
-    path = tmp_path / "state.pt"
-    checkpoint.save(STATE, path)
-
-    def fail(*args: object, **options: object) -> None:
-        raise kind("the device")
-
-    monkeypatch.setattr(torch, "load", fail)
-    with pytest.raises(kind, match="the device"):
-        checkpoint.load(path, CPU)
-
-
 class _Payload:
     """Unpickling it makes a folder."""
 
