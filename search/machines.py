@@ -41,7 +41,7 @@ def withdrawn_at_the_end() -> Iterator[None]:
     try:
         yield
     finally:
-        _withdraw()
+        _ask_for([])
         guard.communicate(wish_guard.DONE)
 
 
@@ -139,7 +139,7 @@ class Wish:
         """Tell the autoscaler, if it does not know."""
         n_trials = self.n_trials()
         if n_trials != self._made or time.monotonic() > self._told_at + _REPEAT_S:
-            request_resources(bundles=[self._bundle] * n_trials)
+            _ask_for([self._bundle] * n_trials)
             self._made, self._told_at = n_trials, time.monotonic()
 
     def n_trials(self) -> int:
@@ -158,8 +158,10 @@ def threads_of(resources: Mapping[str, float]) -> int:
     return max(1, int(resources["cpu"]))
 
 
-def _withdraw() -> None:
+def _ask_for(bundles: list[dict[str, float]]) -> None:
+    """Make the wish; no search ends for one that cannot be made now."""
     try:
-        request_resources(bundles=[])
+        request_resources(bundles=bundles)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
-        logger.warning("the autoscaler could not be told that the search has ended: %s", error)
+        n = len(bundles)
+        logger.warning("the autoscaler could not be asked for room for %d trials: %s", n, error)

@@ -22,9 +22,12 @@ import pytest
 import yaml
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray._raylet import GcsClient
+from ray.exceptions import RaySystemError
 
+from search import machines
 from tests.audio_fixtures import write_dcase2020
 from tests.invariant import check_invariant, open_journal, stored_trials
+from tests.study_fixtures import new_study
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -243,3 +246,14 @@ def test_a_search_that_is_killed_is_finished_on_new_machines(story: Story) -> No
 def test_machines_go_when_the_search_has_ended(story: Story, head: Head) -> None:
     assert head.wish() == []
     wait_until(lambda: head.n_machines() == 0)
+
+
+def test_a_wish_that_cannot_be_made_ends_no_search(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(bundles: list[dict[str, float]]) -> None:
+        raise RaySystemError("the head is away")
+
+    monkeypatch.setattr(machines, "request_resources", refuse)
+    machines.Wish({"fan": new_study()}, 8, None, {"cpu": 1.0, "gpu": 0.0}).make()
+    assert "room for 8 trials: System error: the head is away" in caplog.text
