@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from mimimi_core.config import FrontendConfig, TrialConfig
@@ -109,7 +110,8 @@ class Detector:
         }
         # the bits of uint64 as int64, which all that reads these files knows
         weights[_TRAINED_ON] = torch.from_numpy(self.trained_on.view(np.int64))
-        save_file(weights, folder / f".{WEIGHTS}.tmp")
+        # as bytes, for of a full disk `save_file` raises an error of its own
+        (folder / f".{WEIGHTS}.tmp").write_bytes(to_bytes(weights))
         settings = {
             "machine_type": self.machine_type,
             "machine_ids": list(self.machine_ids),

@@ -175,11 +175,13 @@ def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_failure_half_way_leaves_the_old_weights(
     detector: Detector, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_half(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        path.write_bytes(b"half")
+    write = Path.write_bytes
+
+    def write_half(path: Path, content: bytes) -> None:
+        write(path, content[: len(content) // 2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module, "save_file", write_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="no space"):
         detector.save(folder)
     np.testing.assert_array_equal(

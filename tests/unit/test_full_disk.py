@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from mimimi_core import checkpoint
 from mimimi_core.clips import find_clips
+from mimimi_core.detector import Detector
 from mimimi_core.pack import pack_clips
 from search.journal import Journal
 from search.shared_files import PATIENCE_S, SharedFilesError
@@ -18,7 +19,7 @@ from search.storages import JOURNAL, open_storage
 from search.studies import StorageLost, TypeStudy
 from search.trainable import TrialRunner
 from tests.audio_fixtures import write_dcase2020
-from tests.model_fixtures import TINY_PARAMS
+from tests.model_fixtures import TINY_PARAMS, make_detector
 from tests.small_disk import small_disk
 from tests.store_fixtures import Clock
 from tests.study_fixtures import new_study
@@ -90,6 +91,16 @@ def test_a_checkpoint_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
             checkpoint.save({"weights": torch.zeros(20_000)}, path)
         assert sorted(p.name for p in disk.place.iterdir()) == ["ballast", "state.pt"]
         assert checkpoint.load(path)["weights"].sum() == 1000
+
+
+def test_a_model_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        folder = disk.place / "fan"
+        make_detector().save(folder)
+        disk.fill()
+        with pytest.raises(OSError, match="No space left on device"):
+            make_detector(machine_ids=("id_06", "id_08")).save(folder)
+        assert Detector.load(folder).machine_ids == make_detector().machine_ids
 
 
 def test_a_trial_without_room_trains_on_and_is_given_up_at_its_end(
