@@ -19,6 +19,7 @@ from search.failures import longest_silence_s, reason_of_lost_task
 from search.fresh_seeds import gpu_of, seeds_at_once, train_seeds
 from search.launch import checkpoint_name, worker_config
 from search.lost_workers import StepLost, as_task, refusal_of
+from search.progress import time_left
 from search.shared_files import SharedFiles
 from search.space import all_params
 from search.studies import EPOCH, TypeStudy, complete
@@ -103,6 +104,10 @@ def confirm(
                 task = as_task(train_seeds, held)
                 waiting = task.remote(configs, hang_s=hang_s, gpu=resources["gpu"])
                 running[waiting] = (study, number, indexes)
+    started, n_done = time.monotonic(), 0
+    n_all = sum(len(indexes) for *_, indexes in running.values())
+    if n_all:
+        logger.info("confirming the best trials: %d trainings with fresh seeds", n_all)
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         study, number, indexes = running.pop(done)
@@ -119,8 +124,18 @@ def confirm(
             stamps = {"timestamp_ms": int(time.time() * 1000), **resources}
             study.note(_key(number, index), note | stamps)
             outcome = note.get("failure") or f"{note['objective']:.3f}"
-            shown = (study.machine_type, number, index + 1, space.confirmation.seeds, outcome)
-            logger.info("%s trial %d confirmed with fresh seed %d of %d: %s", *shown)
+            n_done += 1
+            logger.info(
+                "%s trial %d confirmed with fresh seed %d of %d: %s (%d of %d trainings, %s left)",
+                study.machine_type,
+                number,
+                index + 1,
+                space.confirmation.seeds,
+                outcome,
+                n_done,
+                n_all,
+                time_left(started, n_done, n_all - n_done),
+            )
 
 
 def find_winner(

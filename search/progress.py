@@ -19,6 +19,14 @@ logger = logging.getLogger(__name__)
 _ENDINGS = get_args(Ending)
 
 
+def time_left(started: float, done: int, left: int) -> str:
+    """In words, at the pace since `started`, of `time.monotonic`; "?" where nothing is done yet."""
+    if done <= 0:  # less than nothing where trials that had paused go on
+        return "?"
+    seconds = (time.monotonic() - started) / done * left
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 class Progress:
     """An observer of trials, and the context in which they are shown.
 
@@ -83,12 +91,8 @@ class Progress:
 
     def _eta(self) -> str:
         """Time left at the pace so far."""
-        done = self._n_done() - self._done_before
-        if done <= 0:  # less than nothing where trials that had paused go on
-            return "?"
         left = sum(study.n_left(self._n_trials) for study in self._studies.values())
-        seconds = (time.monotonic() - self._started) / done * left
-        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return time_left(self._started, self._n_done() - self._done_before, left)
 
     def _table(self) -> Table:
         elapsed = int(time.monotonic() - self._started)

@@ -1,5 +1,6 @@
 """The confirmation on a real Ray, its seeds in tasks of their own or fused: the same winner."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,17 +61,28 @@ def run(study: TypeStudy, space: SpaceFile, folder: Path, pack: Path) -> dict[An
     return {(n, i): study.noted(f"confirmation/{n}/{i}") for n in range(2) for i in range(3)}
 
 
-def test_fused_seeds_are_noted_stored_and_continued_like_others(tmp_path: Path) -> None:
+def test_fused_seeds_are_noted_stored_and_continued_like_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "search.confirmation")
     pack = pack_clips(find_clips(write_dcase2020(tmp_path, n_train=6, n_test=8))["fan"], tmp_path)
     notes, winners = {}, {}
     for mode in (False, True):
         folder = tmp_path / f"fused-{mode}"
         with searched(folder, space(mode)) as study:
             study.note("confirmation/1/1", {"failure": "crash: of an earlier run"})
+            caplog.clear()
             notes[mode] = run(study, space(mode), folder, pack)
+            first, *others = caplog.messages
+            assert first == "confirming the best trials: 5 trainings with fresh seeds"
+            counts = [f"({n} of 5 trainings, " for n in range(1, 6)]
+            assert [count in said for count, said in zip(counts, others, strict=True)] == [True] * 5
+            assert others[-1].endswith(", 0 s left)")
+            caplog.clear()
             winners[mode] = find_winner(study, space(mode), folder)
             again = run(study, space(mode), folder, pack)
             assert again == notes[mode]  # nothing is left to be done
+            assert not caplog.messages
         stored = sorted(path.parent.name for path in folder.glob("confirmation/fan/*/state.pt"))
         assert stored == ["00000-0", "00000-1", "00000-2", "00001-0", "00001-2"]
     for key, note in notes[True].items():
