@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mimimi_core.scoring import are_alike
-
 
 class EnsembleError(ValueError):
     """Systems cannot be put on one scale."""
@@ -46,12 +44,11 @@ def fit_scale(scores: np.ndarray, id_index: np.ndarray, n_ids: int) -> Scale:
         n_ids: C.
 
     Raises:
-        EnsembleError: No id has two clips whose scores differ by more than rounding. An id that
-            has none takes the mean of the other ids' scales: a guess, but the same for all its
-            clips.
+        EnsembleError: No id has two clips whose scores differ. An id that has none takes the mean
+            of the other ids' scales: a guess, but the same for all its clips.
     """
     of_ids = [scores[id_index == index] for index in range(n_ids)]
-    known = [not are_alike(s) for s in of_ids]
+    known = [len(s) > 1 and np.ptp(s) > 0 for s in of_ids]
     if not any(known):
         raise EnsembleError(
             "an ensemble needs a machine id with two held-out normal clips whose scores differ, "

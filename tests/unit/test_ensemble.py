@@ -27,7 +27,7 @@ def test_an_id_without_two_clips_takes_the_mean_of_the_others() -> None:
     np.testing.assert_allclose(scale.std, np.sqrt([2, 8, 4.5, 4.5]))
 
 
-@pytest.mark.parametrize("scores", [[1.0], [2.0, 2.0], [], [2.0, 2.0 + 4e-16]])
+@pytest.mark.parametrize("scores", [[1.0], [2.0, 2.0], []])
 def test_without_any_spread_there_is_no_scale(scores: list[float]) -> None:
     wanted = "two held-out normal clips whose scores differ.*too few, else leave out the network"
     with pytest.raises(EnsembleError, match=wanted):
